@@ -1,0 +1,2 @@
+//! The `roundhouse` command.
+fn main() {}
