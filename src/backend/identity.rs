@@ -1,0 +1,122 @@
+//! The `identity` backend: every output is the input at the same place. For tests and for measuring what the server
+//! itself costs. After Triton's identity backend, whose `execute_delay_ms` parameter it knows too.
+
+use std::time::{Duration, Instant};
+
+use super::{Backend, Batch, Execution, Model, ModelFiles, ModelInstance};
+use crate::error::{Error, Result};
+use crate::inference::DeviceId;
+use crate::inference::NamedTensor;
+use crate::model_config::ModelConfig;
+use crate::model_config::complete::{RuntimeSignature, TensorSignature};
+
+/// The backend.
+#[derive(Debug, Default)]
+pub struct Identity;
+
+/// Its name in `config.pbtxt`.
+pub const NAME: &str = "identity";
+
+#[derive(Clone, Debug)]
+struct IdentityModel {
+    signature: RuntimeSignature,
+    delay: Duration,
+}
+
+impl Backend for Identity {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn default_model_file(&self) -> &'static str {
+        ""
+    }
+
+    fn load(&self, _files: &ModelFiles, config: &ModelConfig, _device: DeviceId) -> Result<Box<dyn Model>> {
+        if config.inputs.len() != config.outputs.len() || config.inputs.is_empty() {
+            return Err(Error::invalid(format!(
+                "the identity backend needs as many outputs as inputs, at least one: the configuration has {} inputs and {} \
+                 outputs",
+                config.inputs.len(),
+                config.outputs.len()
+            )));
+        }
+        for (input, output) in config.inputs.iter().zip(&config.outputs) {
+            if input.data_type != output.data_type {
+                return Err(Error::invalid(format!(
+                    "the identity backend copies input '{}' to output '{}', but their types are {} and {}",
+                    input.name, output.name, input.data_type, output.data_type
+                )));
+            }
+        }
+        let delay = match config.parameters.get("execute_delay_ms") {
+            None => Duration::ZERO,
+            Some(text) => Duration::from_millis(text.parse().map_err(|_| {
+                Error::invalid(format!("parameter execute_delay_ms is '{text}', expected whole milliseconds"))
+            })?),
+        };
+        let signature = |name: &str, data_type, dims: &[i64]| TensorSignature {
+            name: name.to_owned(),
+            data_type,
+            dims: config.metadata_dims(dims),
+        };
+        Ok(Box::new(IdentityModel {
+            signature: RuntimeSignature {
+                inputs: config
+                    .inputs
+                    .iter()
+                    .map(|input| signature(&input.name, input.data_type, &input.dims))
+                    .collect(),
+                outputs: config
+                    .outputs
+                    .iter()
+                    .map(|output| signature(&output.name, output.data_type, &output.dims))
+                    .collect(),
+                optional_inputs: config
+                    .inputs
+                    .iter()
+                    .filter(|input| input.optional)
+                    .map(|input| input.name.clone())
+                    .collect(),
+            },
+            delay,
+        }))
+    }
+}
+
+impl Model for IdentityModel {
+    fn signature(&self) -> &RuntimeSignature {
+        &self.signature
+    }
+
+    fn instance(&self) -> Result<Box<dyn ModelInstance>> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl ModelInstance for IdentityModel {
+    fn execute(&mut self, batch: &Batch<'_>) -> Result<Execution> {
+        let compute_start = Instant::now();
+        if !self.delay.is_zero() {
+            #[expect(clippy::disallowed_methods, reason = "the delay is what this parameter asks for")]
+            std::thread::sleep(self.delay);
+        }
+        let compute_end = if self.delay.is_zero() { compute_start } else { Instant::now() };
+        let mut outputs = crate::inference::NamedTensors::new();
+        for &index in batch.outputs {
+            let (Some(output), Some(source)) = (self.signature.outputs.get(index), self.signature.inputs.get(index))
+            else {
+                return Err(Error::internal(format!("output {index} is not in the signature")));
+            };
+            // Inputs come in order, so the place is right unless an optional one before it was left out.
+            let input = match batch.inputs.get(index) {
+                Some(input) if input.name == source.name => Some(input),
+                _ => batch.inputs.iter().find(|input| input.name == source.name),
+            };
+            if let Some(input) = input {
+                outputs.push(NamedTensor { name: output.name.as_str().into(), tensor: input.tensor.clone() });
+            }
+        }
+        Ok(Execution { outputs, compute_start, compute_end })
+    }
+}

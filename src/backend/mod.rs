@@ -1,0 +1,88 @@
+//! `Backend` -> `Model` -> `ModelInstance`: what a runtime must be able to do for us.
+//!
+//! *Architecture invariant:* only this folder (and the plugin crates in `backends/`) knows a runtime.
+
+pub mod identity;
+pub mod onnxruntime;
+pub mod registry;
+pub mod runtime_paths;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::error::Result;
+use crate::inference::DeviceId;
+use crate::inference::{NamedTensor, NamedTensors, Version};
+use crate::model_config::ModelConfig;
+use crate::model_config::complete::RuntimeSignature;
+
+/// Where the files of one version of a model are.
+#[derive(Clone, Debug)]
+pub struct ModelFiles {
+    /// The model's folder, which holds labels and the version folders; for a bare file the folder it lies in.
+    pub directory: PathBuf,
+    /// The folder of this version.
+    pub version_directory: PathBuf,
+    /// The version.
+    pub version: Version,
+    /// The file to load where it is known already (a bare `model.onnx`); else the backend's default name in the version
+    /// folder, or `default_model_filename`.
+    pub model_file: Option<PathBuf>,
+}
+
+/// A runtime: finds its library, loads models. One a process, shared by all models.
+pub trait Backend: Send + Sync {
+    /// The name in `config.pbtxt`'s `backend` field.
+    fn name(&self) -> &'static str;
+
+    /// The file in a version folder that is loaded where `default_model_filename` is not set; empty for none.
+    fn default_model_file(&self) -> &'static str;
+
+    /// Loads one version of a model onto a device. Blocking: minutes are possible.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the files are not what this runtime reads, `NotFound` if they are missing, `Unsupported` for
+    /// what the runtime lacks, `BackendFailed` for the rest.
+    fn load(&self, files: &ModelFiles, config: &ModelConfig, device: DeviceId) -> Result<Box<dyn Model>>;
+}
+
+/// A loaded version of a model: its weights.
+pub trait Model: Send + Sync {
+    /// The inputs and outputs, as the runtime has them.
+    fn signature(&self) -> &RuntimeSignature;
+
+    /// Something that can run the model, beside others that do; they share the weights where the runtime can.
+    ///
+    /// # Errors
+    /// `BackendFailed` if the runtime refuses.
+    fn instance(&self) -> Result<Box<dyn ModelInstance>>;
+}
+
+/// Runs a model, one batch at a time, on whatever thread holds it.
+pub trait ModelInstance: Send {
+    /// Runs a batch. Blocking for as long as the model computes.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the runtime finds fault with the tensors, `OutOfDeviceMemory`, or `BackendFailed`.
+    fn execute(&mut self, batch: &Batch<'_>) -> Result<Execution>;
+}
+
+/// The work of one execution.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    /// The inputs in the order of the configuration, names and types checked; optional ones may be missing.
+    pub inputs: &'a [NamedTensor],
+    /// Which outputs are wanted, as indexes into the signature.
+    pub outputs: &'a [usize],
+}
+
+/// What an execution gave.
+#[derive(Debug)]
+pub struct Execution {
+    /// The wanted outputs, in the order they were wanted.
+    pub outputs: NamedTensors,
+    /// When inputs were ready and the model began.
+    pub compute_start: Instant,
+    /// When the model was done and outputs began to be taken.
+    pub compute_end: Instant,
+}

@@ -1,0 +1,152 @@
+//! A session as a `Model`: its signature, and instances that share it.
+
+use std::ffi::CString;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ort::environment::Environment;
+use ort::session::Session;
+use ort::value::{Outlet, TensorElementType, ValueType};
+use smallvec::SmallVec;
+
+use super::super::{Batch, Execution, Model, ModelInstance};
+use super::ffi;
+use crate::error::{Error, ErrorKind, Result};
+use crate::inference::{NamedTensor, NamedTensors};
+use crate::model_config::complete::{RuntimeSignature, TensorSignature};
+use crate::tensor::DataType;
+
+/// A loaded ONNX model.
+pub(super) struct OnnxModel {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    session: Session,
+    signature: RuntimeSignature,
+    input_names: Vec<CString>,
+    output_names: Vec<CString>,
+}
+
+impl OnnxModel {
+    pub(super) fn load(environment: &Environment, file: &Path) -> Result<Self> {
+        let session = commit(environment, file).map_err(|error| load_error(file, error))?;
+        let signature = RuntimeSignature {
+            inputs: session.inputs().iter().map(|input| describe("input", input)).collect::<Result<_>>()?,
+            outputs: session.outputs().iter().map(|output| describe("output", output)).collect::<Result<_>>()?,
+            optional_inputs: Vec::new(),
+        };
+        let names = |tensors: &[TensorSignature]| {
+            tensors
+                .iter()
+                .map(|tensor| CString::new(tensor.name.as_str()))
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| Error::invalid("a tensor of the model has a NUL in its name").with_source(error))
+        };
+        let (input_names, output_names) = (names(&signature.inputs)?, names(&signature.outputs)?);
+        Ok(Self { shared: Arc::new(Shared { session, signature, input_names, output_names }) })
+    }
+}
+
+fn commit(environment: &Environment, file: &Path) -> ort::Result<Session> {
+    Session::builder(environment)?
+        // Patterns plan memory for the largest shape seen and keep it: off halves what a session holds on to.
+        .with_memory_pattern(false)?
+        .commit_from_file(file)
+}
+
+/// A model file that cannot be read is the model's fault, not the server's.
+fn load_error(file: &Path, error: ort::Error) -> Error {
+    let name = file.file_name().unwrap_or_default().display().to_string();
+    let kind = match error.code() {
+        ort::ErrorCode::NoSuchFile => ErrorKind::NotFound,
+        ort::ErrorCode::InvalidProtobuf
+        | ort::ErrorCode::InvalidGraph
+        | ort::ErrorCode::InvalidArgument
+        | ort::ErrorCode::NoModel => ErrorKind::InvalidArgument,
+        ort::ErrorCode::NotImplemented => ErrorKind::Unsupported,
+        _ => ErrorKind::BackendFailed,
+    };
+    Error::new(kind, format!("ONNX Runtime cannot load {name}")).with_source(error)
+}
+
+fn describe(what: &str, outlet: &Outlet) -> Result<TensorSignature> {
+    let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else {
+        return Err(Error::unsupported(format!(
+            "{what} '{}' of the model is a {}: only tensors can be served",
+            outlet.name(),
+            outlet.dtype()
+        )));
+    };
+    let data_type = data_type(*ty).ok_or_else(|| {
+        Error::unsupported(format!("{what} '{}' of the model has elements of type {ty}", outlet.name()))
+    })?;
+    Ok(TensorSignature { name: outlet.name().to_owned(), data_type, dims: shape.iter().copied().collect() })
+}
+
+fn data_type(element: TensorElementType) -> Option<DataType> {
+    Some(match element {
+        TensorElementType::Bool => DataType::Bool,
+        TensorElementType::Uint8 => DataType::Uint8,
+        TensorElementType::Uint16 => DataType::Uint16,
+        TensorElementType::Uint32 => DataType::Uint32,
+        TensorElementType::Uint64 => DataType::Uint64,
+        TensorElementType::Int8 => DataType::Int8,
+        TensorElementType::Int16 => DataType::Int16,
+        TensorElementType::Int32 => DataType::Int32,
+        TensorElementType::Int64 => DataType::Int64,
+        TensorElementType::Float16 => DataType::Fp16,
+        TensorElementType::Bfloat16 => DataType::Bf16,
+        TensorElementType::Float32 => DataType::Fp32,
+        TensorElementType::Float64 => DataType::Fp64,
+        TensorElementType::String => DataType::Bytes,
+        _ => return None,
+    })
+}
+
+impl Model for OnnxModel {
+    fn signature(&self) -> &RuntimeSignature {
+        &self.shared.signature
+    }
+
+    fn instance(&self) -> Result<Box<dyn ModelInstance>> {
+        Ok(Box::new(OnnxInstance { shared: Arc::clone(&self.shared) }))
+    }
+}
+
+struct OnnxInstance {
+    shared: Arc<Shared>,
+}
+
+impl ModelInstance for OnnxInstance {
+    fn execute(&mut self, batch: &Batch<'_>) -> Result<Execution> {
+        let shared = &*self.shared;
+        let mut values = SmallVec::<[ffi::Value<'_>; 4]>::new();
+        let mut names = SmallVec::<[_; 4]>::new();
+        for input in batch.inputs {
+            let index = shared
+                .signature
+                .inputs
+                .iter()
+                .position(|known| *known.name == *input.name)
+                .ok_or_else(|| Error::internal(format!("input '{}' came to the runtime unchecked", input.name)))?;
+            names.push(shared.input_names[index].as_ptr());
+            values.push(
+                ffi::Value::of(&input.tensor)
+                    .map_err(|error| error.wrap(format!("input '{}' cannot be given to ONNX Runtime", input.name)))?,
+            );
+        }
+        let wanted: SmallVec<[_; 4]> = batch.outputs.iter().map(|&index| shared.output_names[index].as_ptr()).collect();
+        let compute_start = Instant::now();
+        let results = ffi::run(&shared.session, &names, &values, &wanted)?;
+        let compute_end = Instant::now();
+        let mut outputs = NamedTensors::new();
+        for (&index, value) in batch.outputs.iter().zip(results) {
+            let name = &shared.signature.outputs[index].name;
+            let tensor = value.into_tensor().map_err(|error| error.wrap(format!("output '{name}' cannot be read")))?;
+            outputs.push(NamedTensor { name: name.as_str().into(), tensor });
+        }
+        Ok(Execution { outputs, compute_start, compute_end })
+    }
+}

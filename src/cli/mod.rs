@@ -1,0 +1,42 @@
+//! The command line: one file a subcommand.
+
+pub mod check;
+pub mod runtime;
+pub mod serve;
+
+use crate::config::ServeOptions;
+use crate::error::Result;
+
+/// Thousands of models behind one endpoint on a few GPUs: loaded when asked for, evicted when their room is needed.
+#[derive(Debug, clap::Parser)]
+#[command(name = "roundhouse", version, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Serve the models of a repository over KServe v2
+    #[command(after_help = "Example:\n  roundhouse serve --model-repository models-examples\n  \
+        curl -s localhost:8000/v2/models/digits")]
+    Serve(Box<ServeOptions>),
+    /// Say what a model's configuration means, or where it is wrong
+    Check(check::CheckArgs),
+    /// Install and list the runtimes that models need
+    Runtime(runtime::RuntimeArgs),
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// What went wrong, for `main` to print.
+pub fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Serve(options) => serve::run(*options),
+        Command::Check(args) => check::run(&args),
+        Command::Runtime(args) => runtime::run(&args, &crate::config::default_runtime_dir()?),
+    }
+}

@@ -1,0 +1,107 @@
+//! `roundhouse runtime`: gets a runtime that is loaded at run time through pip, pinned and checked by sha256.
+
+mod install;
+mod progress;
+mod wheel;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use self::install::{Outcome, install, state};
+use self::progress::Progress;
+use self::wheel::Wheel;
+use crate::backend::runtime_paths::{ONNXRUNTIME_VERSION, onnxruntime_folder, onnxruntime_path};
+use crate::error::{Error, Result};
+
+/// What `roundhouse runtime` was asked.
+#[derive(Debug, clap::Args)]
+pub struct RuntimeArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: RuntimeCommand,
+}
+
+/// The subcommands of `roundhouse runtime`.
+#[derive(Debug, clap::Subcommand)]
+pub enum RuntimeCommand {
+    /// Get a runtime through pip, check it by sha256 and put it into the runtime folder
+    Install(InstallArgs),
+    /// Show which runtimes are installed, and where
+    List(ListArgs),
+}
+
+/// What `roundhouse runtime install` was asked.
+#[derive(Debug, clap::Args)]
+pub struct InstallArgs {
+    /// The runtime to get
+    #[arg(value_enum)]
+    pub runtime: Runtime,
+    /// The runtime folder, instead of ROUNDHOUSE_RUNTIME_DIR or the user's cache
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// The Python whose pip does the download; any version with pip will do
+    #[arg(long, value_name = "COMMAND", default_value = "python3")]
+    pub python: OsString,
+}
+
+/// What `roundhouse runtime list` was asked.
+#[derive(Debug, clap::Args)]
+pub struct ListArgs {
+    /// The runtime folder, instead of ROUNDHOUSE_RUNTIME_DIR or the user's cache
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+/// A runtime that can be installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Runtime {
+    /// ONNX Runtime for the CPU.
+    Onnxruntime,
+}
+
+/// Runs `roundhouse runtime`. `runtime_dir` is the folder that the configuration names; `--dir` goes before it.
+///
+/// # Errors
+/// The platform has no pinned runtime, Python or pip is absent, the download fails, a file is not the pinned one, or the
+/// folder cannot be written.
+pub fn run(args: &RuntimeArgs, runtime_dir: &Path) -> Result<()> {
+    match &args.command {
+        RuntimeCommand::Install(install_args) => match install_args.runtime {
+            Runtime::Onnxruntime => {
+                let runtime_dir = absolute(install_args.dir.as_deref().unwrap_or(runtime_dir))?;
+                let (wheel, progress) = (Wheel::for_this_machine()?, Progress::new());
+                let outcome = install(&runtime_dir, &install_args.python, wheel, &progress)?;
+                drop(progress);
+                let done = if outcome == Outcome::AlreadyThere { "is already installed" } else { "is installed" };
+                let path = onnxruntime_path(&runtime_dir);
+                say(&format!("onnxruntime {ONNXRUNTIME_VERSION} {done}: {}", path.display()));
+                if install_args.dir.is_some() {
+                    say(&format!("to use it: ROUNDHOUSE_RUNTIME_DIR={} roundhouse serve ...", runtime_dir.display()));
+                }
+                Ok(())
+            }
+        },
+        RuntimeCommand::List(list_args) => {
+            let runtime_dir = absolute(list_args.dir.as_deref().unwrap_or(runtime_dir))?;
+            let state = match Wheel::for_this_machine() {
+                Ok(wheel) => state(&onnxruntime_folder(&runtime_dir), wheel)?.to_string(),
+                Err(error) => error.report(),
+            };
+            say(&format!("{:<13}{:<9}{:<12}PATH", "RUNTIME", "VERSION", "STATE"));
+            let path = onnxruntime_path(&runtime_dir);
+            say(&format!("{:<13}{ONNXRUNTIME_VERSION:<9}{state:<12}{}", "onnxruntime", path.display()));
+            Ok(())
+        }
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path)
+        .map_err(|error| Error::invalid(format!("'{}' is no folder name", path.display())).with_source(error))
+}
+
+/// Prints a line of the answer. That a reader went away (`| head`) is no failure of ours.
+fn say(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
+}

@@ -1,0 +1,47 @@
+//! `roundhouse serve`.
+
+use std::io::Write;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::app::{self, Addresses, App, Listeners};
+use crate::config::ServeOptions;
+use crate::error::{Error, Result};
+use crate::telemetry;
+
+/// Builds the server, serves, drains.
+///
+/// # Errors
+/// `InvalidArgument` for a wrong configuration, or why the server could not start.
+pub fn run(options: ServeOptions) -> Result<()> {
+    let config = options.resolve()?;
+    telemetry::init(&config.log, config.log_format)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.io_threads)
+        .thread_name("io")
+        .enable_all()
+        .build()
+        .map_err(|error| Error::internal("cannot start the asynchronous runtime").with_source(error))?;
+    let result = runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        app::cancel_on_signals(shutdown.clone())?;
+        let listeners = Listeners::bind(&config).await?;
+        let addresses = listeners.addresses()?;
+        let app = App::build(config)?;
+        greet(addresses);
+        app.run(listeners, shutdown).await
+    });
+    runtime.shutdown_timeout(app::LAST_WAIT);
+    result
+}
+
+/// Where the server listens and a line to try.
+fn greet(addresses: Addresses) {
+    let Addresses { http, metrics } = addresses;
+    // Nobody may be reading.
+    let _ = writeln!(
+        std::io::stdout(),
+        "KServe v2 HTTP  http://{http}\nmetrics         http://{metrics}/metrics\n\ntry:\n  \
+         curl -s http://{http}/v2/models"
+    );
+}

@@ -1,0 +1,24 @@
+//! `DeviceMonitor`: what a device says of its memory and its work.
+
+use crate::error::Result;
+use crate::inference::DeviceId;
+
+/// A device's memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// What there is for us to use: the device's own, or less where a cgroup says so.
+    pub total: u64,
+    /// What is in use, by anybody.
+    pub used: u64,
+    /// What this process uses of it.
+    pub ours: u64,
+}
+
+/// Reads devices: NVML for GPUs, cgroup v2 and /proc for the host.
+pub trait DeviceMonitor: Send + Sync {
+    /// The memory of `device`.
+    ///
+    /// # Errors
+    /// `NotFound` for a device this monitor does not know, `Internal` if it cannot be read.
+    fn memory(&self, device: DeviceId) -> Result<DeviceMemory>;
+}

@@ -1,0 +1,167 @@
+//! Bodies: read whole within limits and laid out so that tensors are aligned; written in pieces without a copy.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::{CONTENT_LENGTH, EXPECT};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use crate::config::RequestLimits;
+use crate::error::{Error, Result};
+
+/// Tensors behind a JSON header of known length begin at a multiple of this, as kernels like them.
+const ALIGNMENT: usize = 64;
+
+/// How much of a refused body is read and thrown away so that the connection can go on.
+const DRAIN_FACTOR: u64 = 2;
+
+/// A response body: pieces, written in order with gathered writes.
+#[derive(Debug, Default)]
+pub struct Body {
+    pieces: VecDeque<Bytes>,
+    left: u64,
+}
+
+impl Body {
+    /// One piece.
+    #[must_use]
+    pub fn full(bytes: Bytes) -> Self {
+        Self::pieces([bytes])
+    }
+
+    /// Pieces in order.
+    #[must_use]
+    pub fn pieces(pieces: impl IntoIterator<Item = Bytes>) -> Self {
+        let pieces: VecDeque<_> = pieces.into_iter().filter(|piece| !piece.is_empty()).collect();
+        let left = pieces.iter().map(|piece| piece.len() as u64).sum();
+        Self { pieces, left }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let piece = self.pieces.pop_front();
+        if let Some(piece) = &piece {
+            self.left -= piece.len() as u64;
+        }
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+/// Reads a whole body. With `header_length` the bytes behind the JSON header begin aligned.
+///
+/// # Errors
+/// `TooLarge` naming the limit, after reading what was announced as far as that is bearable, so that the connection
+/// survives; `InvalidArgument` if the body breaks off.
+pub async fn read(
+    mut body: Incoming,
+    headers: &HeaderMap,
+    header_length: Option<usize>,
+    limits: &RequestLimits,
+) -> Result<Bytes> {
+    let announced = body.size_hint().exact();
+    if let Some(length) = announced
+        && length > limits.body_bytes as u64
+    {
+        // Who waits for a go-ahead has not sent the body yet.
+        if !headers.contains_key(EXPECT) && length <= (limits.body_bytes as u64).saturating_mul(DRAIN_FACTOR) {
+            drain(&mut body, length).await;
+        }
+        return Err(too_large(limits));
+    }
+    let Some(first) = next_piece(&mut body).await? else { return Ok(Bytes::new()) };
+    if announced == Some(first.len() as u64) || body.is_end_stream() {
+        return Ok(first);
+    }
+    gather(body, first, announced, header_length, limits).await
+}
+
+async fn gather(
+    mut body: Incoming,
+    first: Bytes,
+    announced: Option<u64>,
+    header_length: Option<usize>,
+    limits: &RequestLimits,
+) -> Result<Bytes> {
+    let announced = announced.and_then(|length| usize::try_from(length).ok());
+    // Without an announced length the buffer grows as the body comes.
+    let capacity = announced.unwrap_or(first.len() * 4) + ALIGNMENT;
+    let mut whole = Vec::with_capacity(capacity);
+    let skip = match header_length {
+        Some(header) if announced.is_some() => {
+            (whole.as_ptr() as usize).wrapping_add(header).wrapping_neg() % ALIGNMENT
+        }
+        _ => 0,
+    };
+    whole.resize(skip, 0);
+    whole.extend_from_slice(&first);
+    let mut pieces = 1_usize;
+    while let Some(piece) = next_piece(&mut body).await? {
+        pieces += 1;
+        if pieces > limits.body_chunks && announced.is_none() {
+            return Err(Error::too_large(format!("the body came in more than {} chunks", limits.body_chunks)));
+        }
+        if whole.len() - skip + piece.len() > limits.body_bytes {
+            drain(&mut body, limits.body_bytes as u64).await;
+            return Err(too_large(limits));
+        }
+        whole.extend_from_slice(&piece);
+    }
+    Ok(Bytes::from(whole).slice(skip..))
+}
+
+async fn next_piece(body: &mut Incoming) -> Result<Option<Bytes>> {
+    loop {
+        match body.frame().await {
+            None => return Ok(None),
+            Some(Err(error)) => {
+                return Err(Error::invalid("the request body broke off before its end").with_source(error));
+            }
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data()
+                    && !data.is_empty()
+                {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+/// Reads and throws away up to `limit` bytes.
+async fn drain(body: &mut Incoming, limit: u64) {
+    let mut left = limit;
+    while left > 0 {
+        match next_piece(body).await {
+            Ok(Some(piece)) => left = left.saturating_sub(piece.len() as u64),
+            Ok(None) | Err(_) => return,
+        }
+    }
+}
+
+fn too_large(limits: &RequestLimits) -> Error {
+    Error::too_large(format!("the request body is larger than --max-body-bytes {}", limits.body_bytes))
+}
+
+/// The announced length of a body, if it is a number.
+#[must_use]
+pub fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}

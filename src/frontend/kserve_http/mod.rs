@@ -1,0 +1,188 @@
+//! KServe v2 over HTTP, as Triton speaks it (docs/protocol of triton-inference-server/server), with the extensions
+//! binary tensor data, classification, model repository, model configuration, statistics, parameters and generate.
+//!
+//! The way of an inference request is short: its path is read by hand and its handler called directly. Everything else
+//! goes through an axum router.
+
+mod documents;
+mod generate;
+mod infer;
+mod repository;
+mod route;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http_body_util::Either;
+use hyper::body::Incoming;
+
+use self::route::{Action, ModelRoute};
+use super::body::Body;
+use super::status::{Failure, error_response};
+use super::tensor_json::Limits;
+use crate::config::RequestLimits;
+use crate::error::{Error, Result};
+use crate::inference::Deadline;
+use crate::server::InferenceServer;
+
+/// What every handler needs.
+#[derive(Clone)]
+pub struct Kserve(Arc<Inner>);
+
+struct Inner {
+    server: InferenceServer,
+    limits: RequestLimits,
+    tensor_limits: Limits,
+    router: Router,
+}
+
+/// A response from the short way or from the router.
+pub type KserveResponse = http::Response<Either<Body, axum::body::Body>>;
+
+impl Kserve {
+    /// The front end over a server.
+    #[must_use]
+    pub fn new(server: InferenceServer, limits: RequestLimits) -> Self {
+        let tensor_limits = Limits { json_bytes: limits.json_bytes, ..Limits::default() };
+        let bare = Self(Arc::new(Inner { server, limits, tensor_limits, router: Router::new() }));
+        let router = router(bare.clone());
+        Self(Arc::new(Inner {
+            server: bare.0.server.clone(),
+            limits,
+            tensor_limits: bare.0.tensor_limits.clone(),
+            router,
+        }))
+    }
+
+    /// Answers one request.
+    ///
+    /// # Errors
+    /// Never.
+    pub async fn handle(self, request: http::Request<Incoming>) -> Result<KserveResponse, Infallible> {
+        if request.method() == Method::POST
+            && let Some(path) = request.uri().path().strip_prefix("/v2/models/")
+            && path.ends_with("/infer")
+            && let Some(route) = ModelRoute::parse(path)
+            && route.action == Action::Infer
+        {
+            let (name, version) = (route.name.into_owned(), route.version);
+            return Ok(self.infer(&name, version, request).await.map(Either::Left));
+        }
+        let router = self.0.router.clone();
+        let mut response = tower_service(router, request).await;
+        if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+            response = method_not_allowed();
+        }
+        Ok(response.map(Either::Right))
+    }
+
+    fn server(&self) -> &InferenceServer {
+        &self.0.server
+    }
+
+    /// When the answer must be there: the earliest of the request's own timeout, its headers', and the server's.
+    fn deadline(&self, arrived: Instant, own: Option<Duration>, headers: &HeaderMap) -> Option<Deadline> {
+        let shortest = [own, header_timeout(headers), self.0.limits.timeout].into_iter().flatten().min()?;
+        Deadline::after(arrived, shortest)
+    }
+}
+
+async fn tower_service(router: Router, request: http::Request<Incoming>) -> Response {
+    use tower::ServiceExt;
+    let request = request.map(axum::body::Body::new);
+    router.oneshot(request).await.unwrap_or_else(|never| match never {})
+}
+
+/// The milliseconds a caller or the proxy before us is willing to wait.
+fn header_timeout(headers: &HeaderMap) -> Option<Duration> {
+    ["x-request-timeout-ms", "x-envoy-expected-rq-timeout-ms"]
+        .iter()
+        .find_map(|name| headers.get(*name)?.to_str().ok()?.trim().parse().ok())
+        .filter(|ms| *ms > 0)
+        .map(Duration::from_millis)
+}
+
+fn router(state: Kserve) -> Router {
+    Router::new()
+        .route("/v2", get(documents::server_metadata))
+        .route("/v2/health/live", get(documents::live))
+        .route("/v2/health/ready", get(documents::ready))
+        .route("/v2/models", get(documents::models))
+        .route("/v2/models/stats", get(documents::all_statistics))
+        .route("/v2/models/{*path}", axum::routing::any(model_route))
+        .route("/v2/repository/index", post(repository::index))
+        .route("/v2/repository/{repository}/index", post(repository::index))
+        .route("/v2/repository/models/{*path}", axum::routing::any(repository::model_operation))
+        .route("/v2/repository/{repository}/models/{*path}", axum::routing::any(repository::named_repository))
+        .fallback(|| async { not_found() })
+        .with_state(state)
+}
+
+/// Everything below `/v2/models/` but the short way: names may have slashes in them, so the path is read by hand.
+async fn model_route(State(kserve): State<Kserve>, request: Request) -> Response {
+    let path = request.uri().path().strip_prefix("/v2/models/").unwrap_or_default().to_owned();
+    let Some(route) = ModelRoute::parse(&path) else { return not_found() };
+    let expected = match route.action {
+        Action::Infer | Action::Generate | Action::GenerateStream => Method::POST,
+        Action::Metadata | Action::Ready | Action::Config | Action::Statistics => Method::GET,
+    };
+    if *request.method() != expected {
+        return method_not_allowed();
+    }
+    let name = route.name;
+    let version = route.version;
+    let result = match route.action {
+        Action::Metadata => documents::model_metadata(&kserve, &name, version).await,
+        Action::Ready => documents::model_ready(&kserve, &name, version),
+        Action::Config => documents::model_config(&kserve, &name, version).await,
+        Action::Statistics => documents::model_statistics(&kserve, &name, version),
+        Action::Generate => generate::generate(&kserve, &name, version, request, false).await,
+        Action::GenerateStream => generate::generate(&kserve, &name, version, request, true).await,
+        Action::Infer => Err(Error::internal("inference went past its short way")),
+    };
+    result.unwrap_or_else(|error| Failure(error).into_response())
+}
+
+/// A JSON document that is made already.
+fn json(text: impl Into<bytes::Bytes>) -> Response {
+    let mut response = Response::new(axum::body::Body::from(text.into()));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Triton's answer to success without a body.
+fn empty() -> Response {
+    let mut response = Response::new(axum::body::Body::empty());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+}
+
+fn not_found() -> Response {
+    error_response(&Error::not_found("Not Found")).map(axum::body::Body::new)
+}
+
+fn method_not_allowed() -> Response {
+    let mut response = error_response(&Error::invalid("Method Not Allowed")).map(axum::body::Body::new);
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response
+}
+
+/// Reads the small JSON body of a control request; an absent one is `null`.
+async fn read_control(kserve: &Kserve, request: Request) -> Result<serde_json::Value> {
+    let limit = kserve.0.limits.json_bytes;
+    let bytes = axum::body::to_bytes(request.into_body(), limit).await.map_err(|error| {
+        Error::too_large(format!("the request body is larger than {limit} bytes")).with_source(error)
+    })?;
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Ok(serde_json::Value::Null);
+    }
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Error::invalid("failed to parse the request JSON buffer").with_source(error))
+}

@@ -1,0 +1,15 @@
+//! Protocols: what comes in becomes an `InferenceRequest`, what goes out is written as each protocol wants it.
+//!
+//! *Architecture invariant:* only this folder knows HTTP, protobuf and JSON. Front ends are siblings over `server`; none
+//! inherits from another.
+
+pub mod body;
+pub mod classification;
+pub mod compression;
+pub mod config_json;
+pub mod json;
+pub mod kserve_http;
+pub mod listener;
+pub mod metrics_http;
+pub mod status;
+pub mod tensor_json;

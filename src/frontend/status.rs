@@ -1,0 +1,98 @@
+//! Error kinds as each protocol's codes: closed matches, so that a new kind does not compile until each has its place.
+
+use axum::response::{IntoResponse, Response};
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{StatusCode, header};
+
+use super::body::Body;
+use super::tensor_json;
+use crate::error::{Error, ErrorKind};
+
+/// The status of KServe v2 over HTTP.
+#[must_use]
+pub const fn kserve_http(kind: ErrorKind) -> StatusCode {
+    match kind {
+        ErrorKind::NotFound => StatusCode::NOT_FOUND,
+        ErrorKind::AlreadyLoaded => StatusCode::CONFLICT,
+        ErrorKind::InvalidArgument => StatusCode::BAD_REQUEST,
+        ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorKind::NotReady | ErrorKind::OutOfDeviceMemory | ErrorKind::OutOfDisk => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+        ErrorKind::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
+        ErrorKind::BackendFailed | ErrorKind::RepositoryFailed | ErrorKind::Internal => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
+}
+
+/// Seconds after which a retry may help, where the protocol has a place for it.
+const fn retry_after(kind: ErrorKind) -> Option<&'static str> {
+    match kind {
+        ErrorKind::NotReady | ErrorKind::Overloaded | ErrorKind::OutOfDeviceMemory | ErrorKind::OutOfDisk => Some("1"),
+        ErrorKind::NotFound
+        | ErrorKind::AlreadyLoaded
+        | ErrorKind::InvalidArgument
+        | ErrorKind::TooLarge
+        | ErrorKind::DeadlineExceeded
+        | ErrorKind::Unsupported
+        | ErrorKind::BackendFailed
+        | ErrorKind::RepositoryFailed
+        | ErrorKind::Internal => None,
+    }
+}
+
+/// An error as KServe v2 writes it: `{"error": text, "code": kind}` under the kind's status.
+#[must_use]
+pub fn error_response(error: &Error) -> http::Response<Body> {
+    let body = tensor_json::encode_error(&error.report(), error.kind().code());
+    let mut response = http::Response::new(Body::full(body));
+    *response.status_mut() = kserve_http(error.kind());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(seconds) = retry_after(error.kind()).filter(|_| error.is_retryable()) {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static(seconds));
+    }
+    if error.kind() == ErrorKind::Unsupported {
+        // RFC 9110 15.6.2 asks for nothing here, but Triton tells what encodings it takes, and clients look.
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate"));
+    }
+    response
+}
+
+/// An error on its way out of a handler.
+pub struct Failure(pub Error);
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        error_response(&self.0).map(axum::body::Body::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_statuses_is_the_documented_one() {
+        let text = include_str!("../../ARCHITECTURE.md");
+        for kind in ErrorKind::ALL {
+            let row = format!("| `{}` | {} |", kind.code(), kserve_http(kind).as_u16());
+            assert!(text.contains(&row), "ARCHITECTURE.md lacks the row {row}");
+        }
+    }
+
+    #[test]
+    fn only_what_may_pass_asks_for_a_retry() {
+        let full = error_response(&Error::new(ErrorKind::Overloaded, "x"));
+        assert_eq!(full.headers()[RETRY_AFTER], "1");
+        let missing_library = Error::not_ready("x").with_retryable(false);
+        assert!(!error_response(&missing_library).headers().contains_key(RETRY_AFTER));
+    }
+}

@@ -1,0 +1,303 @@
+//! From a name to loaded versions: resolve, read the configuration, choose versions, load, complete, make instances.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use smallvec::SmallVec;
+
+use super::handle::{LoadedVersion, TensorMetadata};
+use crate::backend::registry::BackendRegistry;
+use crate::backend::{Backend, Model, ModelFiles};
+use crate::error::{Error, ErrorKind, Result};
+use crate::inference::DeviceId;
+use crate::inference::{ModelId, Version};
+use crate::metrics::statistics::ModelStatistics;
+use crate::model_config::complete::RuntimeSignature;
+use crate::model_config::{self, InstanceKind, ModelConfig, UnknownFields, VersionPolicy};
+use crate::repository::{ModelManifest, ModelRepository, layout};
+use crate::scheduler::executor::ExecutorHandle;
+use crate::scheduler::queue::ModelQueue;
+use crate::sync::PinCount;
+
+/// The largest file of class names, in bytes.
+const MAX_LABEL_BYTES: u64 = 16 << 20;
+
+/// A device and the threads that run on it.
+#[derive(Clone)]
+pub struct DeviceExecutor {
+    /// The device.
+    pub device: DeviceId,
+    /// Its threads.
+    pub executor: ExecutorHandle,
+    /// How many threads: the number of instances where the configuration names none.
+    pub threads: usize,
+}
+
+/// What loading needs to know.
+pub struct Loader {
+    /// Where models come from.
+    pub repository: Arc<dyn ModelRepository>,
+    /// What runs them.
+    pub backends: Arc<BackendRegistry>,
+    /// Where they run, the default first; at least one.
+    pub devices: Vec<DeviceExecutor>,
+    /// Requests that may wait for one model where its configuration does not say.
+    pub queue_capacity: usize,
+    /// What a configuration field outside the schema is.
+    pub unknown_fields: UnknownFields,
+}
+
+/// Why a load ended without a model.
+pub(super) enum LoadError {
+    /// It failed; `versions` are those that were to be loaded, as far as they were known.
+    Failed { versions: Vec<Version>, error: Error },
+    /// Nobody wanted it any more.
+    Abandoned,
+}
+
+pub(super) type Versions = SmallVec<[Arc<LoadedVersion>; 1]>;
+
+/// Everything that is known before a runtime is asked.
+struct Plan {
+    name: Arc<str>,
+    manifest: ModelManifest,
+    config: ModelConfig,
+    backend: Arc<dyn Backend>,
+    place: DeviceExecutor,
+    queue_capacity: usize,
+}
+
+impl Loader {
+    /// Loads `name`, with the repository's configuration or the given one. `wanted` is asked between steps.
+    pub(super) async fn load(
+        &self,
+        name: &Arc<str>,
+        given: Option<ModelConfig>,
+        wanted: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Versions, LoadError> {
+        let began = Instant::now();
+        let failed = |versions: &[Version]| {
+            let versions = versions.to_vec();
+            move |error| LoadError::Failed { versions, error }
+        };
+        let manifest = self.repository.resolve(name).await.map_err(failed(&[]))?;
+        let known = manifest.versions.clone();
+        let (plan, versions) = self.plan(name, manifest, given).map_err(failed(&known))?;
+        let plan = Arc::new(plan);
+        let mut loaded = Versions::new();
+        for &version in &versions {
+            if !wanted() {
+                return Err(LoadError::Abandoned);
+            }
+            let plan = Arc::clone(&plan);
+            let result = tokio::task::spawn_blocking(move || load_version(&plan, version, began)).await;
+            let result = result.unwrap_or_else(|panic| {
+                Err(Error::internal("the runtime panicked while it loaded the model").with_source(panic))
+            });
+            match result {
+                Ok(version) => loaded.push(Arc::new(version)),
+                // What has been loaded of the others goes again: a model comes as a whole.
+                Err(error) => return Err(LoadError::Failed { versions, error }),
+            }
+        }
+        if wanted() { Ok(loaded) } else { Err(LoadError::Abandoned) }
+    }
+
+    fn plan(
+        &self,
+        name: &Arc<str>,
+        manifest: ModelManifest,
+        given: Option<ModelConfig>,
+    ) -> Result<(Plan, Vec<Version>)> {
+        let mut config = match (given, &manifest.config) {
+            (Some(config), _) => config,
+            (None, Some(text)) => {
+                let parsed = model_config::parse(text, self.unknown_fields)?;
+                for warning in &parsed.warnings {
+                    tracing::warn!(model = %name, "{warning}");
+                }
+                parsed.config
+            }
+            (None, None) => ModelConfig::minimal(name, ""),
+        };
+        if config.backend.is_empty() {
+            let backend = guess_backend(&manifest, &config).ok_or_else(|| {
+                Error::invalid(format!(
+                    "model '{name}' names no backend and has no model.onnx to tell it by: set `backend` in config.pbtxt"
+                ))
+            })?;
+            config.set_backend(backend);
+        }
+        config.set_name_if_empty(name);
+        let versions = choose_versions(&config.version_policy, &manifest.versions);
+        if versions.is_empty() {
+            return Err(Error::invalid(format!(
+                "at least one version must be available under the version policy of model '{name}'"
+            )));
+        }
+        let backend = Arc::clone(self.backends.get(&config.backend)?);
+        let place = self.place(name, &config)?;
+        let policy = config.dynamic_batching.as_ref().map(|batching| &batching.default_queue_policy);
+        let queue_capacity = match policy.map_or(0, |policy| policy.max_queue_size) {
+            0 => self.queue_capacity,
+            size => size as usize,
+        };
+        Ok((Plan { name: Arc::clone(name), manifest, config, backend, place, queue_capacity }, versions))
+    }
+
+    /// Where the model runs: on the default device, or on the CPU where its configuration says so.
+    fn place(&self, name: &str, config: &ModelConfig) -> Result<DeviceExecutor> {
+        let kind = config.instance_groups.first().map_or(InstanceKind::Auto, |group| group.kind);
+        let is_gpu = |place: &&DeviceExecutor| matches!(place.device, DeviceId::Gpu(_));
+        let is_cpu = |place: &&DeviceExecutor| place.device == DeviceId::Cpu;
+        let found = match kind {
+            InstanceKind::Cpu => self.devices.iter().find(is_cpu),
+            InstanceKind::Gpu => self.devices.iter().find(is_gpu).or_else(|| {
+                tracing::warn!(model = %name, "instance_group asks for a GPU and none is in use: running on the cpu");
+                self.devices.iter().find(is_cpu)
+            }),
+            InstanceKind::Auto | InstanceKind::Model => self.devices.first(),
+        };
+        found
+            .cloned()
+            .ok_or_else(|| Error::invalid(format!("model '{name}' asks for a device that --device does not allow")))
+    }
+}
+
+fn guess_backend(manifest: &ModelManifest, config: &ModelConfig) -> Option<&'static str> {
+    let bare = manifest.bare_file.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+    if let Some(file) = bare {
+        return layout::backend_of(file);
+    }
+    if !config.default_model_filename.is_empty() {
+        return layout::backend_of(&config.default_model_filename);
+    }
+    let latest = manifest.directory.join(manifest.versions.last()?.to_string());
+    layout::MODEL_FILES.iter().find(|(file, _, _)| latest.join(file).exists()).map(|(_, _, backend)| *backend)
+}
+
+fn choose_versions(policy: &VersionPolicy, available: &[Version]) -> Vec<Version> {
+    match policy {
+        VersionPolicy::All => available.to_vec(),
+        VersionPolicy::Latest(count) => {
+            let skip = available.len().saturating_sub(*count as usize);
+            available.get(skip..).unwrap_or_default().to_vec()
+        }
+        VersionPolicy::Specific(wanted) => {
+            available.iter().copied().filter(|version| wanted.contains(version)).collect()
+        }
+    }
+}
+
+/// Loads one version. Blocking.
+fn load_version(plan: &Plan, version: Version, began: Instant) -> Result<LoadedVersion> {
+    let directory = plan.manifest.directory.clone();
+    let version_directory = match &plan.manifest.bare_file {
+        Some(_) => directory.clone(),
+        None => directory.join(version.to_string()),
+    };
+    let files = ModelFiles { directory, version_directory, version, model_file: plan.manifest.bare_file.clone() };
+    let model: Arc<dyn Model> = plan.backend.load(&files, &plan.config, plan.place.device)?.into();
+    let mut config = plan.config.clone();
+    let kind = match plan.place.device {
+        DeviceId::Cpu => InstanceKind::Cpu,
+        DeviceId::Gpu(_) => InstanceKind::Gpu,
+    };
+    let instances = config.instance_groups.iter().map(|group| group.count as usize).sum();
+    let instances = if instances == 0 { plan.place.threads } else { instances };
+    config.complete(model.signature())?;
+    config.normalize(plan.backend.default_model_file(), kind)?;
+    let (inputs, outputs, output_indexes) = describe(&config, model.signature(), &files.directory)?;
+    let statistics = Arc::new(ModelStatistics::default());
+    let executor = plan.place.executor.clone();
+    let queue = ModelQueue::new(model, instances, plan.queue_capacity, executor, Arc::clone(&statistics))?;
+    Ok(LoadedVersion {
+        id: ModelId { name: Arc::clone(&plan.name), version },
+        default_timeout: config
+            .dynamic_batching
+            .as_ref()
+            .map_or(Duration::ZERO, |batching| batching.default_queue_policy.default_timeout),
+        max_batch_size: u64::from(config.max_batch_size),
+        config: Arc::new(config),
+        inputs,
+        outputs,
+        output_indexes,
+        device: plan.place.device,
+        queue,
+        statistics,
+        load_duration: began.elapsed(),
+        loaded_at: SystemTime::now(),
+        pins: PinCount::default(),
+    })
+}
+
+type Described = (Vec<TensorMetadata>, Vec<TensorMetadata>, SmallVec<[usize; 4]>);
+
+fn describe(config: &ModelConfig, signature: &RuntimeSignature, directory: &Path) -> Result<Described> {
+    let inputs = config
+        .inputs
+        .iter()
+        .map(|input| TensorMetadata {
+            name: input.name.as_str().into(),
+            data_type: input.data_type,
+            dims: config.metadata_dims(&input.dims),
+            reshape: input.reshape.clone(),
+            optional: input.optional || signature.optional_inputs.contains(&input.name),
+            labels: Vec::new(),
+        })
+        .collect();
+    let mut outputs = Vec::with_capacity(config.outputs.len());
+    let mut indexes = SmallVec::new();
+    for output in &config.outputs {
+        let index = signature.outputs.iter().position(|known| known.name == output.name);
+        indexes.push(index.ok_or_else(|| {
+            Error::invalid(format!("output '{}' of the configuration is not in the model", output.name))
+        })?);
+        outputs.push(TensorMetadata {
+            name: output.name.as_str().into(),
+            data_type: output.data_type,
+            dims: config.metadata_dims(&output.dims),
+            reshape: output.reshape.clone(),
+            optional: false,
+            labels: if output.label_filename.is_empty() {
+                Vec::new()
+            } else {
+                read_labels(&directory.join(&output.label_filename), &output.label_filename)?
+            },
+        });
+    }
+    Ok((inputs, outputs, indexes))
+}
+
+fn read_labels(path: &PathBuf, name: &str) -> Result<Vec<String>> {
+    let failed = |error: std::io::Error| {
+        let kind = if error.kind() == std::io::ErrorKind::NotFound {
+            ErrorKind::InvalidArgument
+        } else {
+            ErrorKind::RepositoryFailed
+        };
+        Error::new(kind, format!("cannot read label_filename '{name}'")).with_source(error)
+    };
+    let size = std::fs::metadata(path).map_err(failed)?.len();
+    if size > MAX_LABEL_BYTES {
+        return Err(Error::too_large(format!("label_filename '{name}' is larger than {MAX_LABEL_BYTES} bytes")));
+    }
+    let text = std::fs::read_to_string(path).map_err(failed)?;
+    Ok(text.lines().map(|line| line.trim_end_matches('\r').to_owned()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_policy_chooses() {
+        let available = [1, 2, 5, 9];
+        assert_eq!(choose_versions(&VersionPolicy::Latest(2), &available), [5, 9]);
+        assert_eq!(choose_versions(&VersionPolicy::Latest(9), &available), available);
+        assert_eq!(choose_versions(&VersionPolicy::All, &available), available);
+        assert_eq!(choose_versions(&VersionPolicy::Specific(vec![9, 1, 4]), &available), [1, 9]);
+        assert!(choose_versions(&VersionPolicy::Latest(1), &[]).is_empty());
+    }
+}

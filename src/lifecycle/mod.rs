@@ -1,0 +1,292 @@
+//! `ModelManager`: which models are in memory, and how they come and go.
+//!
+//! A look-up is one atomic snapshot read. Loads and unloads of one model run one at a time (`flight`), those of different
+//! models beside each other; none of them waits or reads under a lock that a request takes. What is done to a model is
+//! done in `slot`; this file is the facade.
+
+mod flight;
+pub mod handle;
+pub mod loader;
+mod slot;
+pub mod state;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
+
+use self::flight::{Operation, Outcome};
+use self::handle::{ModelHandle, Resident};
+use self::loader::Loader;
+use self::slot::{Entered, Slot};
+use self::state::VersionStatus;
+use crate::config::ModelControl;
+use crate::error::{Error, ErrorKind, Result};
+use crate::inference::{Deadline, Version};
+use crate::metrics::prometheus::ServerMetrics;
+use crate::model_config::ModelConfig;
+use crate::repository::check_name;
+
+/// A persistent map: a change shares all but a few nodes with the snapshot before it, so that loads cost the same
+/// however many models there are.
+type Snapshot = imbl::HashMap<Arc<str>, Arc<Slot>>;
+
+/// How the manager is to behave.
+#[derive(Clone, Copy, Debug)]
+pub struct ManagerOptions {
+    /// When models are loaded.
+    pub control: ModelControl,
+    /// How many loads run at once.
+    pub load_concurrency: usize,
+    /// How long a failed load answers for the next requests.
+    pub load_retry: Duration,
+}
+
+/// The models in memory. Cheap to clone.
+#[derive(Clone)]
+pub struct ModelManager(Arc<Shared>);
+
+struct Shared {
+    loader: Loader,
+    options: ManagerOptions,
+    metrics: Arc<ServerMetrics>,
+    models: ArcSwap<Snapshot>,
+    load_permits: Semaphore,
+}
+
+/// A model as the repository index lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IndexEntry {
+    /// Its key.
+    pub name: String,
+    /// A row for each version that was ever asked for; none for a model that never was.
+    pub versions: Vec<VersionStatus>,
+}
+
+impl ModelManager {
+    /// A manager with nothing loaded.
+    #[must_use]
+    pub fn new(loader: Loader, options: ManagerOptions, metrics: Arc<ServerMetrics>) -> Self {
+        Self(Arc::new(Shared {
+            loader,
+            options,
+            metrics,
+            models: ArcSwap::from_pointee(Snapshot::new()),
+            load_permits: Semaphore::new(options.load_concurrency.max(1)),
+        }))
+    }
+
+    /// A handle on the model if it is in memory now.
+    ///
+    /// # Errors
+    /// `NotFound` for a version that is not loaded while others are.
+    pub fn resident(&self, name: &str, version: Option<Version>) -> Result<Option<ModelHandle>> {
+        let models = self.0.models.load();
+        let Some(slot) = models.get(name) else { return Ok(None) };
+        slot.pin(version)
+    }
+
+    /// A handle on the model, which is loaded first if it must be and may be. Waits no longer than the deadline.
+    ///
+    /// # Errors
+    /// `NotFound` for a model that is not there (or not loaded, where models are loaded explicitly), the load's error,
+    /// or `DeadlineExceeded`.
+    pub async fn acquire(
+        &self,
+        name: &str,
+        version: Option<Version>,
+        deadline: Option<Deadline>,
+    ) -> Result<ModelHandle> {
+        if let Some(handle) = self.resident(name, version)? {
+            return Ok(handle);
+        }
+        let waiting = self.acquire_absent(name, version);
+        match deadline {
+            None => waiting.await,
+            Some(deadline) => {
+                tokio::time::timeout_at(deadline.instant().into(), waiting).await.unwrap_or_else(|_elapsed| {
+                    Err(Error::new(
+                        ErrorKind::DeadlineExceeded,
+                        format!("model '{name}' was not loaded before the request's deadline"),
+                    ))
+                })
+            }
+        }
+    }
+
+    async fn acquire_absent(&self, name: &str, version: Option<Version>) -> Result<ModelHandle> {
+        check_name(name)?;
+        let began = Instant::now();
+        loop {
+            let Some(slot) = self.slot(name) else { return Err(unknown(name, version)) };
+            let waiter = match slot.enter(Operation::Load, self.0.options.load_retry) {
+                Entered::Wait(waiter) => waiter,
+                Entered::Lead(waiter) => {
+                    if self.0.options.control == ModelControl::Explicit {
+                        slot.leave_unstarted();
+                        self.forget_if_empty(&slot);
+                        return Err(unknown(name, version));
+                    }
+                    self.start_load(&slot, waiter.flight(), None);
+                    waiter
+                }
+                Entered::FailedLately(error) => return Err(error),
+            };
+            match waiter.outcome().await? {
+                Outcome::Failed(error) => return Err(error),
+                Outcome::Done | Outcome::Abandoned => {}
+            }
+            if let Some(handle) = slot.pin(version)? {
+                self.0.metrics.load_wait_seconds.record(began.elapsed().as_secs_f64());
+                return Ok(handle);
+            }
+        }
+    }
+
+    /// Loads the model, or a fresh copy of it beside the one that answers; returns when it is ready. Goes on to the end
+    /// even if the caller leaves.
+    ///
+    /// # Errors
+    /// The load's error; a copy that answered before goes on answering.
+    pub async fn load(&self, name: &str, config: Option<ModelConfig>) -> Result<()> {
+        check_name(name)?;
+        loop {
+            let Some(slot) = self.slot(name) else { return Err(unknown(name, None)) };
+            let (waiter, leads) = match slot.enter(Operation::Load, Duration::ZERO) {
+                Entered::Lead(waiter) => (waiter, true),
+                Entered::Wait(waiter) => (waiter, false),
+                Entered::FailedLately(error) => return Err(error),
+            };
+            let is_load = waiter.flight().operation == Operation::Load;
+            if leads {
+                self.start_load(&slot, waiter.flight(), config.clone());
+            }
+            waiter.flight().insist();
+            match waiter.outcome().await? {
+                Outcome::Failed(error) => return Err(error),
+                // A load under way that somebody else asked for serves us too, unless we bring a configuration.
+                Outcome::Done if is_load && (leads || config.is_none()) => return Ok(()),
+                Outcome::Done | Outcome::Abandoned => {}
+            }
+        }
+    }
+
+    /// Unloads the model; returns when its memory is free. A model that is not loaded is unloaded already.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what is no name.
+    pub async fn unload(&self, name: &str) -> Result<()> {
+        check_name(name)?;
+        loop {
+            let Some(slot) = self.0.models.load().get(name).cloned() else { return Ok(()) };
+            let waiter = match slot.enter(Operation::Unload, Duration::ZERO) {
+                Entered::Lead(waiter) => {
+                    let flight = Arc::clone(waiter.flight());
+                    let (manager, slot) = (self.clone(), Arc::clone(&slot));
+                    drop(tokio::spawn(async move {
+                        slot.unload(&flight, &manager.0.metrics).await;
+                    }));
+                    waiter
+                }
+                Entered::Wait(waiter) => waiter,
+                Entered::FailedLately(_) => return Ok(()),
+            };
+            let operation = waiter.flight().operation;
+            waiter.outcome().await?;
+            if operation == Operation::Unload {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Every model in memory.
+    #[must_use]
+    pub fn all_resident(&self) -> Vec<Arc<Resident>> {
+        self.0.models.load().values().filter_map(|slot| slot.resident()).collect()
+    }
+
+    /// The repository's models with the states of those that were asked for. Reads the repository.
+    ///
+    /// # Errors
+    /// `RepositoryFailed` if it cannot be read.
+    pub async fn index(&self) -> Result<Vec<IndexEntry>> {
+        let listed = self.0.loader.repository.list().await?;
+        let models = self.0.models.load_full();
+        let mut entries: Vec<_> = listed
+            .into_iter()
+            .map(|name| {
+                let versions = models.get(name.as_str()).map(|slot| slot.states()).unwrap_or_default();
+                IndexEntry { name, versions }
+            })
+            .collect();
+        for (name, slot) in models.iter() {
+            if entries.binary_search_by(|entry| entry.name.as_str().cmp(name)).is_err() {
+                let versions = slot.states();
+                if !versions.is_empty() {
+                    entries.push(IndexEntry { name: name.to_string(), versions });
+                }
+            }
+        }
+        entries.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(entries)
+    }
+
+    /// The names of the repository's models.
+    ///
+    /// # Errors
+    /// `RepositoryFailed` if it cannot be read.
+    pub async fn names(&self) -> Result<Vec<String>> {
+        self.0.loader.repository.list().await
+    }
+
+    /// What runs models here.
+    #[must_use]
+    pub fn loader(&self) -> &Loader {
+        &self.0.loader
+    }
+
+    /// The slot of `name`, made if it is not there; `None` only where a name can have no slot.
+    fn slot(&self, name: &str) -> Option<Arc<Slot>> {
+        if let Some(slot) = self.0.models.load().get(name) {
+            return Some(Arc::clone(slot));
+        }
+        let name: Arc<str> = name.into();
+        let fresh = Arc::new(Slot::new(Arc::clone(&name)));
+        self.0.models.rcu(|models| {
+            if models.contains_key(&name) {
+                Arc::clone(models)
+            } else {
+                Arc::new(models.update(name.clone(), fresh.clone()))
+            }
+        });
+        self.0.models.load().get(&name).cloned()
+    }
+
+    /// Forgets a slot that holds nothing worth knowing, so that requests for names that do not exist cost no memory.
+    fn forget_if_empty(&self, slot: &Arc<Slot>) {
+        self.0.models.rcu(|models| match models.get(&slot.name) {
+            Some(known) if Arc::ptr_eq(known, slot) && slot.is_forgettable() => Arc::new(models.without(&slot.name)),
+            _ => Arc::clone(models),
+        });
+    }
+
+    fn start_load(&self, slot: &Arc<Slot>, flight: &Arc<flight::Flight>, config: Option<ModelConfig>) {
+        let (manager, slot, flight) = (self.clone(), Arc::clone(slot), Arc::clone(flight));
+        drop(tokio::spawn(async move {
+            let shared = &*manager.0;
+            // Closed only with the process.
+            let _permit = shared.load_permits.acquire().await;
+            slot.load(&flight, &shared.loader, config, &shared.metrics, || manager.forget_if_empty(&slot)).await;
+        }));
+    }
+}
+
+fn unknown(name: &str, version: Option<Version>) -> Error {
+    match version {
+        None => Error::not_found(format!("Request for unknown model: '{name}' is not found")),
+        Some(version) => {
+            Error::not_found(format!("Request for unknown model: '{name}' version {version} is not found"))
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The one table of metric families: name, kind, labels, stability, help.
+//!
+//! The `nv_*` names, units and labels are Triton's (docs/user_guide/metrics.md of triton-inference-server/server), so that
+//! dashboards made for it keep working; the `roundhouse_*` ones are ours.
+
+/// What Prometheus calls the type of a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows while its series lives.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Observations in buckets.
+    Histogram,
+}
+
+/// Whether names and labels may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stability {
+    /// Kept; in the README.
+    Stable,
+    /// May change with a note.
+    Experimental,
+}
+
+/// A family of series.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// The name on the page.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: Kind,
+    /// The labels each series has.
+    pub labels: &'static [&'static str],
+    /// Whether it may change.
+    pub stability: Stability,
+    /// One sentence with the unit.
+    pub help: &'static str,
+}
+
+const MODEL: &[&str] = &["model", "version"];
+
+const fn family(name: &'static str, kind: Kind, labels: &'static [&'static str], help: &'static str) -> Family {
+    Family { name, kind, labels, stability: Stability::Stable, help }
+}
+
+/// Requests answered with a response.
+pub const REQUEST_SUCCESS: Family = family(
+    "nv_inference_request_success",
+    Kind::Counter,
+    MODEL,
+    "Number of successful inference requests, all batch sizes",
+);
+/// Requests answered with an error.
+pub const REQUEST_FAILURE: Family = family(
+    "nv_inference_request_failure",
+    Kind::Counter,
+    &["model", "version", "reason"],
+    "Number of failed inference requests: REJECTED (queue full or deadline), CANCELED, BACKEND, OTHER",
+);
+/// Inferences, a batch of n counted n times.
+pub const INFERENCE_COUNT: Family =
+    family("nv_inference_count", Kind::Counter, MODEL, "Number of inferences performed, a batch of n counts n times");
+/// Executions of the model.
+pub const EXECUTION_COUNT: Family =
+    family("nv_inference_exec_count", Kind::Counter, MODEL, "Number of model executions performed");
+/// From the request's arrival in the core to its answer.
+pub const REQUEST_DURATION: Family = family(
+    "nv_inference_request_duration_us",
+    Kind::Counter,
+    MODEL,
+    "Cumulative inference request duration in microseconds",
+);
+/// Waiting in the queue.
+pub const QUEUE_DURATION: Family = family(
+    "nv_inference_queue_duration_us",
+    Kind::Counter,
+    MODEL,
+    "Cumulative inference queuing duration in microseconds",
+);
+/// Preparing inputs.
+pub const COMPUTE_INPUT_DURATION: Family = family(
+    "nv_inference_compute_input_duration_us",
+    Kind::Counter,
+    MODEL,
+    "Cumulative compute input duration in microseconds",
+);
+/// Running the model.
+pub const COMPUTE_INFER_DURATION: Family = family(
+    "nv_inference_compute_infer_duration_us",
+    Kind::Counter,
+    MODEL,
+    "Cumulative compute inference duration in microseconds",
+);
+/// Extracting outputs.
+pub const COMPUTE_OUTPUT_DURATION: Family = family(
+    "nv_inference_compute_output_duration_us",
+    Kind::Counter,
+    MODEL,
+    "Cumulative compute output duration in microseconds",
+);
+/// Requests that wait for an instance.
+pub const PENDING_REQUESTS: Family = family(
+    "nv_inference_pending_request_count",
+    Kind::Gauge,
+    MODEL,
+    "Instantaneous number of requests waiting to be executed",
+);
+/// How long the model's last load took.
+pub const MODEL_LOAD_DURATION: Family =
+    family("nv_model_load_duration_secs", Kind::Gauge, MODEL, "Duration of the model's load in seconds");
+/// The host's memory, as the cgroup or the machine limits it.
+pub const CPU_MEMORY_TOTAL: Family = family(
+    "nv_cpu_memory_total_bytes",
+    Kind::Gauge,
+    &[],
+    "CPU memory that may be used (cgroup limit or RAM), in bytes",
+);
+/// The host's memory in use.
+pub const CPU_MEMORY_USED: Family = family("nv_cpu_memory_used_bytes", Kind::Gauge, &[], "CPU memory in use, in bytes");
+/// Loads by how they ended.
+pub const LOADS: Family = family(
+    "roundhouse_model_loads_total",
+    Kind::Counter,
+    &["outcome"],
+    "Model loads by outcome: ok, failed, cancelled",
+);
+/// Unloads.
+pub const UNLOADS: Family = family(
+    "roundhouse_model_unloads_total",
+    Kind::Counter,
+    &[],
+    "Model unloads, counted when their memory is free again",
+);
+/// How long loads take.
+pub const LOAD_SECONDS: Family = family(
+    "roundhouse_model_load_seconds",
+    Kind::Histogram,
+    &[],
+    "Duration of successful model loads, from resolve to ready, in seconds",
+);
+/// Models that can answer at once.
+pub const RESIDENT_MODELS: Family =
+    family("roundhouse_models_resident", Kind::Gauge, &[], "Models in memory and ready");
+/// Time requests spent waiting for a load.
+pub const LOAD_WAIT_SECONDS: Family = family(
+    "roundhouse_load_wait_seconds",
+    Kind::Histogram,
+    &[],
+    "Time a request waited for its model to be loaded, in seconds; requests for resident models are not in it",
+);
+
+/// Every family, in the order of the page.
+pub const ALL: &[Family] = &[
+    REQUEST_SUCCESS,
+    REQUEST_FAILURE,
+    INFERENCE_COUNT,
+    EXECUTION_COUNT,
+    REQUEST_DURATION,
+    QUEUE_DURATION,
+    COMPUTE_INPUT_DURATION,
+    COMPUTE_INFER_DURATION,
+    COMPUTE_OUTPUT_DURATION,
+    PENDING_REQUESTS,
+    MODEL_LOAD_DURATION,
+    CPU_MEMORY_TOTAL,
+    CPU_MEMORY_USED,
+    LOADS,
+    UNLOADS,
+    LOAD_SECONDS,
+    RESIDENT_MODELS,
+    LOAD_WAIT_SECONDS,
+];
+
+/// Bucket edges of durations of loads and of waiting for them, in seconds.
+pub const LOAD_BUCKETS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_ours_carry_their_unit() {
+        let names: std::collections::HashSet<_> = ALL.iter().map(|family| family.name).collect();
+        assert_eq!(names.len(), ALL.len());
+        for family in ALL.iter().filter(|family| family.name.starts_with("roundhouse_")) {
+            let fits = match family.kind {
+                Kind::Counter => family.name.ends_with("_total"),
+                Kind::Histogram => family.name.ends_with("_seconds") || family.name.ends_with("_bytes"),
+                Kind::Gauge => !family.name.ends_with("_total"),
+            };
+            assert!(fits, "{} does not end as its kind does", family.name);
+        }
+    }
+
+    #[test]
+    fn the_readme_lists_every_stable_family() {
+        let readme = include_str!("../../README.md");
+        for family in ALL.iter().filter(|family| family.stability == Stability::Stable) {
+            assert!(readme.contains(family.name), "README.md does not mention {}", family.name);
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! What a configuration leaves open, filled in from what the runtime says of the model; and what it says, held against
+//! that.
+
+use super::diagnostic::{ConfigError, quoted};
+use super::message::{Message, Value};
+use super::schema::{FieldType, MODEL_CONFIG, MessageSchema};
+use super::{InstanceKind, ModelConfig, VersionPolicy};
+use crate::error::{Error, Result};
+use crate::tensor::{DataType, Shape};
+
+/// A tensor as the runtime knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSignature {
+    /// The name in the model.
+    pub name: String,
+    /// The element type.
+    pub data_type: DataType,
+    /// The whole shape, a batch dimension included; -1 for any size.
+    pub dims: Vec<i64>,
+}
+
+/// A model's inputs and outputs as the runtime knows them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuntimeSignature {
+    /// The inputs in the model's order.
+    pub inputs: Vec<TensorSignature>,
+    /// The outputs in the model's order.
+    pub outputs: Vec<TensorSignature>,
+    /// The names of inputs that the runtime can do without.
+    pub optional_inputs: Vec<String>,
+}
+
+/// A configured tensor, input or output.
+struct Configured<'a> {
+    role: &'static str,
+    name: &'a str,
+    data_type: DataType,
+    runtime_dims: &'a [i64],
+}
+
+impl ModelConfig {
+    /// Fills in the inputs and outputs where the configuration has none, and holds those it has against the model.
+    ///
+    /// `max_batch_size` is never guessed. A bare model keeps 0 and the dims exactly as the runtime reports them, so
+    /// that clients send the whole shape, with a batch of any size where the model has one. Under a `max_batch_size`
+    /// above 0 the leading -1 of each tensor is left out of its dims; a tensor that is nothing else gets dims `[1]`
+    /// with a reshape to `[]`, as Triton writes it.
+    ///
+    /// A configuration may leave out outputs, and inputs that the runtime can do without. It may fix a dimension that
+    /// the model leaves open, not the other way round.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming the tensor, what the configuration says and what the model has.
+    pub fn complete(&mut self, signature: &RuntimeSignature) -> Result<()> {
+        if self.inputs.is_empty() {
+            self.fill("input", signature)?;
+        }
+        if self.outputs.is_empty() {
+            self.fill("output", signature)?;
+        }
+        self.reread()
+            .map_err(|error| Error::from(error).wrap("the model's own inputs and outputs cannot be served"))?;
+        self.compare(signature)
+    }
+
+    /// Writes out the defaults, so that the configuration reads as Triton's answer to `GET .../config`: the version
+    /// policy, one instance group if none is written, the names of groups, the file's name, pinned memory and the
+    /// preferred batch size. `kind` is what `KIND_AUTO` comes to on this machine.
+    ///
+    /// # Errors
+    /// `Internal` if the result is no configuration, which would be a fault of ours.
+    pub fn normalize(&mut self, default_model_filename: &str, kind: InstanceKind) -> Result<()> {
+        let name = self.name.clone();
+        let preferred = i64::from(self.max_batch_size);
+        if self.message.get("version_policy").is_none() || self.version_policy == VersionPolicy::Latest(1) {
+            let mut policy = child(&MODEL_CONFIG, "version_policy");
+            let mut latest = child(policy.schema(), "latest");
+            latest.set_one("num_versions", Value::Uint(1));
+            policy.set_one("latest", Value::Message(latest));
+            self.message.set_one("version_policy", Value::Message(policy));
+        }
+        if self.default_model_filename.is_empty() && !default_model_filename.is_empty() {
+            self.message.set_one("default_model_filename", Value::String(default_model_filename.to_owned()));
+        }
+        self.normalize_optimization();
+        if let Some(mut batching) = self.message.message("dynamic_batching").cloned()
+            && batching.ints("preferred_batch_size").next().is_none()
+            && preferred > 0
+        {
+            batching.set_many("preferred_batch_size", [Value::Int(preferred)]);
+            self.message.set_one("dynamic_batching", Value::Message(batching));
+        }
+        let mut groups: Vec<Message> =
+            self.message.messages("instance_group").map(|(group, _)| group.clone()).collect();
+        if groups.is_empty() {
+            groups.push(child(&MODEL_CONFIG, "instance_group"));
+        }
+        for (index, group) in groups.iter_mut().enumerate() {
+            if group.text("name").is_empty() {
+                group.set_one("name", Value::String(format!("{name}_{index}")));
+            }
+            if group.get("count").is_none() {
+                group.set_one("count", Value::Int(1));
+            }
+            if group.text("kind") == InstanceKind::Auto.config_name() {
+                set_enum(group, "kind", kind.config_name());
+                if kind == InstanceKind::Cpu && group.get("gpus").is_some() {
+                    // The GPUs were for the case that there are some.
+                    group.set_many("gpus", []);
+                }
+            }
+        }
+        self.message.set_many("instance_group", groups.into_iter().map(Value::Message));
+        self.reread().map_err(|error| Error::internal("the defaults make no configuration").with_source(error))
+    }
+
+    /// Pinned memory is on in Triton unless a configuration says otherwise.
+    fn normalize_optimization(&mut self) {
+        let mut optimization =
+            self.message.message("optimization").cloned().unwrap_or_else(|| child(&MODEL_CONFIG, "optimization"));
+        for side in ["input_pinned_memory", "output_pinned_memory"] {
+            if optimization.get(side).is_none() {
+                let mut memory = child(optimization.schema(), side);
+                memory.set_one("enable", Value::Bool(true));
+                optimization.set_one(side, Value::Message(memory));
+            }
+        }
+        self.message.set_one("optimization", Value::Message(optimization));
+    }
+
+    /// Reads the typed fields anew after a change of the tree.
+    fn reread(&mut self) -> Result<(), ConfigError> {
+        *self = Self::read(self.message.clone())?;
+        Ok(())
+    }
+
+    /// Sets the inputs or outputs to the runtime's.
+    fn fill(&mut self, role: &'static str, signature: &RuntimeSignature) -> Result<()> {
+        let tensors = if role == "input" { &signature.inputs } else { &signature.outputs };
+        let mut messages = Vec::with_capacity(tensors.len());
+        for tensor in tensors {
+            let mut message = child(&MODEL_CONFIG, role);
+            message.set_one("name", Value::String(tensor.name.clone()));
+            set_enum(&mut message, "data_type", tensor.data_type.config_name());
+            let dims = self.dims_without_batch(role, tensor)?;
+            if dims.is_empty() && self.max_batch_size > 0 {
+                message.set_many("dims", [Value::Int(1)]);
+                let mut reshape = child(message.schema(), "reshape");
+                reshape.set_many("shape", []);
+                message.set_one("reshape", Value::Message(reshape));
+            } else {
+                message.set_many("dims", dims.iter().map(|dim| Value::Int(*dim)));
+            }
+            if role == "input" && signature.optional_inputs.contains(&tensor.name) {
+                message.set_one("optional", Value::Bool(true));
+            }
+            messages.push(Value::Message(message));
+        }
+        self.message.set_many(role, messages);
+        Ok(())
+    }
+
+    /// The model's dims as a configuration writes them.
+    fn dims_without_batch<'a>(&self, role: &str, tensor: &'a TensorSignature) -> Result<&'a [i64]> {
+        match tensor.dims.as_slice() {
+            dims if self.max_batch_size == 0 => Ok(dims),
+            [-1, rest @ ..] => Ok(rest),
+            dims => Err(Error::invalid(format!(
+                "max_batch_size is {}, but the model's {role} {} has shape {}, whose first dimension is not of any \
+                 size; set max_batch_size to 0",
+                self.max_batch_size,
+                quoted(&tensor.name),
+                Shape::new(dims)
+            ))),
+        }
+    }
+
+    fn compare(&self, signature: &RuntimeSignature) -> Result<()> {
+        for input in &self.inputs {
+            self.compare_tensor(
+                &Configured {
+                    role: "input",
+                    name: &input.name,
+                    data_type: input.data_type,
+                    runtime_dims: input.runtime_dims(),
+                },
+                &signature.inputs,
+            )?;
+        }
+        for output in &self.outputs {
+            self.compare_tensor(
+                &Configured {
+                    role: "output",
+                    name: &output.name,
+                    data_type: output.data_type,
+                    runtime_dims: output.runtime_dims(),
+                },
+                &signature.outputs,
+            )?;
+        }
+        let is_left_out = |name: &String| {
+            !signature.optional_inputs.contains(name)
+                && self.inputs.iter().find(|input| input.name == *name).is_none_or(|input| input.optional)
+        };
+        match signature.inputs.iter().map(|input| &input.name).find(|name| is_left_out(name)) {
+            Some(name) if self.inputs.iter().any(|input| input.name == *name) => Err(Error::invalid(format!(
+                "the configuration says that input {} is optional, but the model cannot do without it",
+                quoted(name)
+            ))),
+            Some(name) => Err(Error::invalid(format!(
+                "the model needs input {}, which the configuration does not have; it has {}",
+                quoted(name),
+                list(self.inputs.iter().map(|input| input.name.as_str()))
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn compare_tensor(&self, configured: &Configured<'_>, tensors: &[TensorSignature]) -> Result<()> {
+        let Configured { role, name, data_type, runtime_dims } = *configured;
+        let name_shown = quoted(name);
+        let Some(tensor) = tensors.iter().find(|tensor| tensor.name == name) else {
+            return Err(Error::invalid(format!(
+                "the configuration has {role} {name_shown}, which the model does not have; its {role}s are {}",
+                list(tensors.iter().map(|tensor| tensor.name.as_str()))
+            )));
+        };
+        if tensor.data_type != data_type {
+            return Err(Error::invalid(format!(
+                "{role} {name_shown}: the configuration says {}, the model has {}",
+                data_type.config_name(),
+                tensor.data_type.config_name()
+            )));
+        }
+        self.dims_without_batch(role, tensor)?;
+        let shape: Shape = self.metadata_dims(runtime_dims).into_iter().collect();
+        if !shape.matches(&tensor.dims) {
+            let batch = if self.max_batch_size > 0 { ", the batch dimension included" } else { "" };
+            return Err(Error::invalid(format!(
+                "{role} {name_shown}: the configuration says shape {shape}{batch}, the model has {}",
+                Shape::new(&tensor.dims)
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// An empty message for a field of `schema`.
+fn child(schema: &'static MessageSchema, field: &str) -> Message {
+    match schema.field(field).map(|field| field.field_type) {
+        Some(FieldType::Message(inner)) => Message::new(inner),
+        _ => {
+            debug_assert!(false, "{} has no message '{field}'", schema.name);
+            Message::new(schema)
+        }
+    }
+}
+
+fn set_enum(message: &mut Message, field: &str, name: &str) {
+    if let Some(FieldType::Enum(schema)) = message.schema().field(field).map(|field| field.field_type)
+        && let Ok(value) = Value::of_enum(schema, name)
+    {
+        message.set_one(field, value);
+    }
+}
+
+/// Names for an error message, not more than it can bear.
+fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    const MOST: usize = 16;
+    let names: Vec<_> = names.collect();
+    let mut shown: Vec<_> = names.iter().take(MOST).map(|name| quoted(name)).collect();
+    if names.len() > MOST {
+        shown.push(format!("and {} more", names.len() - MOST));
+    }
+    if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::model_config::{UnknownFields, parse};
+
+    fn tensor(name: &str, data_type: DataType, dims: &[i64]) -> TensorSignature {
+        TensorSignature { name: name.to_owned(), data_type, dims: dims.to_vec() }
+    }
+
+    fn signature() -> RuntimeSignature {
+        RuntimeSignature {
+            inputs: vec![tensor("x", DataType::Fp32, &[-1, 3, -1]), tensor("mask", DataType::Bool, &[-1])],
+            outputs: vec![tensor("y", DataType::Fp32, &[-1, 10]), tensor("z", DataType::Int64, &[-1])],
+            optional_inputs: vec!["mask".to_owned()],
+        }
+    }
+
+    fn complete(text: &str) -> Result<ModelConfig> {
+        let mut config = parse(text, UnknownFields::Deny)?.config;
+        config.complete(&signature())?;
+        Ok(config)
+    }
+
+    fn error(text: &str) -> String {
+        let error = complete(text).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        error.to_string()
+    }
+
+    #[test]
+    fn a_bare_model_has_the_dims_the_runtime_reports() {
+        let mut config = ModelConfig::minimal("m", "onnxruntime");
+        config.complete(&signature()).unwrap();
+        assert_eq!(config.max_batch_size, 0);
+        assert_eq!(config.inputs[0].dims, [-1, 3, -1]);
+        assert!(!config.inputs[0].optional && config.inputs[1].optional);
+        assert_eq!(config.metadata_dims(&config.outputs[0].dims), [-1, 10]);
+    }
+
+    #[test]
+    fn a_scalar_and_a_tensor_that_is_all_batch_have_dims_of_their_own() {
+        let mut config = ModelConfig::default();
+        let outputs = vec![tensor("s", DataType::Fp32, &[])];
+        config.complete(&RuntimeSignature { outputs, ..RuntimeSignature::default() }).unwrap();
+        assert_eq!((config.outputs[0].dims.as_slice(), &config.outputs[0].reshape), (&[][..], &None));
+
+        let config = complete("max_batch_size: 8").unwrap();
+        assert_eq!((config.outputs[1].dims.as_slice(), config.outputs[1].runtime_dims()), (&[1][..], &[][..]));
+    }
+
+    #[test]
+    fn under_a_batch_size_the_batch_dimension_is_left_out() {
+        let config = complete("max_batch_size: 8 output { name: 'y' data_type: TYPE_FP32 dims: 10 }").unwrap();
+        assert_eq!(config.inputs[0].dims, [3, -1]);
+        assert_eq!(config.metadata_dims(&config.inputs[0].dims), [-1, 3, -1]);
+        assert_eq!(config.outputs.len(), 1);
+    }
+
+    #[test]
+    fn a_configuration_may_fix_and_reshape_what_the_model_leaves_open() {
+        complete("input { name: 'x' data_type: TYPE_FP32 dims: [2, 3, 224] }").unwrap();
+        complete("max_batch_size: 2 input { name: 'x' data_type: TYPE_FP32 dims: [6] reshape { shape: [3, 2] } }")
+            .unwrap();
+    }
+
+    #[test]
+    fn a_contradiction_names_both_sides() {
+        let cases = [
+            (
+                "input { name: 'w' data_type: TYPE_FP32 dims: 1 }",
+                "the configuration has input 'w', which the model does not have; its inputs are 'x', 'mask'",
+            ),
+            (
+                "input { name: 'x' data_type: TYPE_FP16 dims: [-1, 3, -1] }",
+                "input 'x': the configuration says TYPE_FP16, the model has TYPE_FP32",
+            ),
+            (
+                "input { name: 'x' data_type: TYPE_FP32 dims: [-1, -1, -1] }",
+                "input 'x': the configuration says shape [-1,-1,-1], the model has [-1,3,-1]",
+            ),
+            (
+                "max_batch_size: 4 input { name: 'x' data_type: TYPE_FP32 dims: [3] }",
+                "input 'x': the configuration says shape [-1,3], the batch dimension included, the model has [-1,3,-1]",
+            ),
+            (
+                "output { name: 'y' data_type: TYPE_FP32 dims: [-1, 11] }",
+                "output 'y': the configuration says shape [-1,11], the model has [-1,10]",
+            ),
+            (
+                "input { name: 'mask' data_type: TYPE_BOOL dims: -1 }",
+                "the model needs input 'x', which the configuration does not have; it has 'mask'",
+            ),
+            (
+                "input { name: 'x' data_type: TYPE_FP32 dims: [-1, 3, -1] optional: true }",
+                "the configuration says that input 'x' is optional, but the model cannot do without it",
+            ),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(error(text), expected);
+        }
+    }
+
+    #[test]
+    fn a_model_of_fixed_batch_takes_no_batch_size() {
+        let fixed =
+            RuntimeSignature { inputs: vec![tensor("x", DataType::Fp32, &[1, 4])], ..RuntimeSignature::default() };
+        for text in ["max_batch_size: 4", "max_batch_size: 4 input { name: 'x' data_type: TYPE_FP32 dims: 4 }"] {
+            let mut config = parse(text, UnknownFields::Deny).unwrap().config;
+            let expected = "max_batch_size is 4, but the model's input 'x' has shape [1,4], whose first dimension is \
+                            not of any size; set max_batch_size to 0";
+            assert_eq!(config.complete(&fixed).unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_model_that_cannot_be_described_is_the_models_fault() {
+        let odd = RuntimeSignature { inputs: vec![tensor("", DataType::Fp32, &[1])], ..RuntimeSignature::default() };
+        let error = ModelConfig::default().complete(&odd).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    }
+
+    #[test]
+    fn defaults_are_written_out_and_what_was_written_stays() {
+        let text = "name: 'm' max_batch_size: 4 dynamic_batching { }
+            instance_group [ { gpus: [0] }, { name: 'g' kind: KIND_GPU count: 2 } ]";
+        let mut config = parse(text, UnknownFields::Deny).unwrap().config;
+        config.normalize("model.onnx", InstanceKind::Cpu).unwrap();
+        let groups: Vec<_> =
+            config.instance_groups.iter().map(|group| (group.name.as_str(), group.kind, group.count)).collect();
+        assert_eq!(groups, [("m_0", InstanceKind::Cpu, 1), ("g", InstanceKind::Gpu, 2)]);
+        assert!(config.instance_groups[0].gpus.is_empty());
+        assert_eq!(config.dynamic_batching.as_ref().unwrap().preferred_batch_sizes, [4]);
+        assert_eq!(config.default_model_filename, "model.onnx");
+        let once = config.clone();
+        config.normalize("other.onnx", InstanceKind::Gpu).unwrap();
+        assert_eq!(config, once);
+    }
+
+    #[test]
+    fn a_minimal_configuration_reads_as_if_it_were_written() {
+        let written = parse("name: 'm' backend: 'b'", UnknownFields::Deny).unwrap().config;
+        assert_eq!(ModelConfig::minimal("m", "b"), written);
+    }
+}

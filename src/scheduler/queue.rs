@@ -1,0 +1,355 @@
+//! A model's bounded queue and its idle instances: what waits, what runs, and how each request is answered.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+
+use super::executor::ExecutorHandle;
+use super::prompt::Promptness;
+use crate::backend::{Batch, Execution, Model, ModelInstance};
+use crate::error::{Error, ErrorKind, Result};
+use crate::inference::{Deadline, NamedTensors};
+use crate::metrics::statistics::{ExecutionTimes, FailureReason, ModelStatistics};
+use crate::sync::PinCount;
+
+/// Checked tensors on their way into a model.
+#[derive(Debug)]
+pub struct Work {
+    /// The inputs in the order of the signature.
+    pub inputs: NamedTensors,
+    /// The wanted outputs, as indexes into the signature.
+    pub outputs: SmallVec<[usize; 4]>,
+    /// Inferences in it: the batch dimension, 1 where there is none.
+    pub batch_size: u64,
+    /// When its answer is worth nothing any more.
+    pub deadline: Option<Deadline>,
+    /// When the request came in.
+    pub arrived: Instant,
+}
+
+struct Job {
+    work: Work,
+    queued: Instant,
+    reply: oneshot::Sender<Result<NamedTensors>>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Job>,
+    idle: Vec<Box<dyn ModelInstance>>,
+    /// Instances there are, idle or running; fewer than at the start only if one panicked and could not be replaced.
+    instances: usize,
+    /// Turns asked of the executor that have not begun; never more than there are idle instances to take them.
+    asked: usize,
+}
+
+impl State {
+    /// Whether another turn should be asked for, and counts it.
+    fn ask(&mut self) -> bool {
+        let ask = self.asked < self.waiting.len() && self.asked < self.idle.len();
+        self.asked += usize::from(ask);
+        ask
+    }
+}
+
+/// A model version's queue.
+pub struct ModelQueue {
+    capacity: usize,
+    /// Taken out when the queue is closed.
+    model: Mutex<Option<Arc<dyn Model>>>,
+    state: Mutex<State>,
+    executor: ExecutorHandle,
+    statistics: Arc<ModelStatistics>,
+    promptness: Promptness,
+    /// Pinned by every execution, so that closing can wait for the last.
+    running: PinCount,
+}
+
+impl ModelQueue {
+    /// A queue of at most `capacity` waiting requests for `instances` instances of `model`.
+    ///
+    /// # Errors
+    /// Whatever the model says when it cannot make an instance.
+    pub fn new(
+        model: Arc<dyn Model>,
+        instances: usize,
+        capacity: usize,
+        executor: ExecutorHandle,
+        statistics: Arc<ModelStatistics>,
+    ) -> Result<Arc<Self>> {
+        let idle = (0..instances.max(1)).map(|_| model.instance()).collect::<Result<Vec<_>>>()?;
+        Ok(Arc::new(Self {
+            capacity,
+            model: Mutex::new(Some(model)),
+            state: Mutex::new(State { instances: idle.len(), idle, ..State::default() }),
+            executor,
+            statistics,
+            promptness: Promptness::default(),
+            running: PinCount::default(),
+        }))
+    }
+
+    /// Requests that wait.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.state.lock().waiting.len()
+    }
+
+    /// Runs the work and gives the wanted outputs: here and now if the model is quick and idle, else through the
+    /// device's threads. Dropping the future withdraws the work if it has not begun.
+    ///
+    /// # Errors
+    /// `Overloaded` if the queue is full, `DeadlineExceeded`, `NotReady` once closed, or what the model says.
+    pub async fn infer(self: &Arc<Self>, work: Work) -> Result<NamedTensors> {
+        let deadline = work.deadline;
+        let arrived = work.arrived;
+        let work = match self.run_here(work) {
+            Ok(result) => return result,
+            Err(work) => work,
+        };
+        let answer = self.enqueue(work)?;
+        let guard = CancelGuard { statistics: &self.statistics, arrived, armed: true };
+        let received = match deadline {
+            None => answer.await,
+            Some(deadline) => match tokio::time::timeout_at(deadline.instant().into(), answer).await {
+                Ok(received) => received,
+                Err(_elapsed) => {
+                    guard.disarm();
+                    self.statistics.record_failure(FailureReason::Rejected, arrived.elapsed());
+                    return Err(deadline_exceeded());
+                }
+            },
+        };
+        guard.disarm();
+        match received {
+            Ok(Err(error)) if error.kind() == ErrorKind::DeadlineExceeded => {
+                self.statistics.record_failure(FailureReason::Rejected, arrived.elapsed());
+                Err(error)
+            }
+            Ok(result) => result,
+            Err(_dropped) => Err(Error::not_ready("the model was unloaded before the request ran")),
+        }
+    }
+
+    /// The short way: with an idle instance, nothing waiting and a quick model, the caller's thread runs it.
+    fn run_here(self: &Arc<Self>, work: Work) -> Result<Result<NamedTensors>, Work> {
+        if !self.promptness.is_prompt() {
+            return Err(work);
+        }
+        let Some(_running) = self.pin() else { return Err(work) };
+        let instance = {
+            let mut state = self.state.lock();
+            if state.waiting.is_empty() { state.idle.pop() } else { None }
+        };
+        let Some(instance) = instance else { return Err(work) };
+        if work.deadline.is_some_and(|deadline| deadline.is_past(Instant::now())) {
+            self.give_back(Some(instance));
+            self.statistics.record_failure(FailureReason::Rejected, work.arrived.elapsed());
+            return Ok(Err(deadline_exceeded()));
+        }
+        let (instance, result) = self.execute(instance, &work, work.arrived);
+        self.give_back(instance);
+        Ok(result)
+    }
+
+    fn give_back(self: &Arc<Self>, instance: Option<Box<dyn ModelInstance>>) {
+        if self.take_back(instance) {
+            self.executor.submit(Arc::clone(self));
+        }
+    }
+
+    /// Puts an instance among the idle ones, or counts it lost, and says whether another turn should be asked for.
+    fn take_back(&self, instance: Option<Box<dyn ModelInstance>>) -> bool {
+        let orphans;
+        let again;
+        {
+            let mut state = self.state.lock();
+            state.instances -= usize::from(instance.is_none());
+            state.idle.extend(instance);
+            orphans = if state.instances == 0 { std::mem::take(&mut state.waiting) } else { VecDeque::new() };
+            again = state.ask();
+        }
+        for job in orphans {
+            let _gone = job.reply.send(Err(no_instance()));
+        }
+        again
+    }
+
+    fn enqueue(self: &Arc<Self>, work: Work) -> Result<oneshot::Receiver<Result<NamedTensors>>> {
+        let Some(_running) = self.pin() else {
+            return Err(Error::not_ready("the model is being unloaded"));
+        };
+        let (reply, answer) = oneshot::channel();
+        let arrived = work.arrived;
+        let refused = {
+            let mut state = self.state.lock();
+            if state.instances == 0 {
+                Some((FailureReason::Backend, no_instance()))
+            } else if state.waiting.len() >= self.capacity {
+                let text = format!("{} requests wait for this model already: retry later", self.capacity);
+                Some((FailureReason::Rejected, Error::new(ErrorKind::Overloaded, text)))
+            } else {
+                state.waiting.push_back(Job { work, queued: Instant::now(), reply });
+                if state.ask() {
+                    drop(state);
+                    self.executor.submit(Arc::clone(self));
+                }
+                None
+            }
+        };
+        match refused {
+            None => Ok(answer),
+            Some((reason, error)) => {
+                self.statistics.record_failure(reason, arrived.elapsed());
+                Err(error)
+            }
+        }
+    }
+
+    /// One turn on a device's thread: the first request that is still wanted. Says whether the queue wants another.
+    pub(super) fn turn(self: &Arc<Self>) -> bool {
+        let pinned = self.pin();
+        let (job, instance) = {
+            let mut state = self.state.lock();
+            // A queue that was closed meanwhile has nothing asked.
+            state.asked = state.asked.saturating_sub(1);
+            // The short way may have taken the instance; it asks for a turn when it gives it back.
+            if pinned.is_none() || state.idle.is_empty() {
+                return false;
+            }
+            let Some(job) = self.next_wanted(&mut state.waiting) else { return false };
+            let Some(instance) = state.idle.pop() else { return false };
+            (job, instance)
+        };
+        let (instance, result) = self.execute(instance, &job.work, job.queued);
+        // The caller may be gone; then nobody wants the answer.
+        let _gone = job.reply.send(result);
+        self.take_back(instance)
+    }
+
+    /// Takes requests off the queue up to the first whose caller is there and whose deadline is not past.
+    fn next_wanted(&self, waiting: &mut VecDeque<Job>) -> Option<Job> {
+        let now = Instant::now();
+        while let Some(job) = waiting.pop_front() {
+            if job.reply.is_closed() {
+                continue;
+            }
+            if job.work.deadline.is_some_and(|deadline| deadline.is_past(now)) {
+                // The caller, who watches the same deadline, counts it.
+                let _gone = job.reply.send(Err(deadline_exceeded()));
+                continue;
+            }
+            return Some(job);
+        }
+        None
+    }
+
+    fn pin(&self) -> Option<Running<'_>> {
+        self.running.try_pin().then_some(Running(&self.running))
+    }
+
+    /// Runs the work on the instance, records it, and gives the instance back unless it panicked beyond repair.
+    fn execute(
+        &self,
+        mut instance: Box<dyn ModelInstance>,
+        work: &Work,
+        queued: Instant,
+    ) -> (Option<Box<dyn ModelInstance>>, Result<NamedTensors>) {
+        let batch = Batch { inputs: &work.inputs, outputs: &work.outputs };
+        let start = Instant::now();
+        let executed = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)));
+        let end = Instant::now();
+        self.promptness.observe(end.duration_since(start));
+        match executed {
+            Ok(Ok(Execution { outputs, compute_start, compute_end })) => {
+                let times = ExecutionTimes { start, compute_start, compute_end, end };
+                self.statistics.record_execution(work.batch_size, 1, &times);
+                self.statistics.record_success(
+                    end.saturating_duration_since(work.arrived),
+                    start.saturating_duration_since(queued),
+                );
+                (Some(instance), Ok(outputs))
+            }
+            Ok(Err(error)) => {
+                self.statistics.record_failure(FailureReason::Backend, end.saturating_duration_since(work.arrived));
+                (Some(instance), Err(error))
+            }
+            Err(_panic) => {
+                self.statistics.record_failure(FailureReason::Backend, end.saturating_duration_since(work.arrived));
+                tracing::error!("a model instance panicked and is replaced");
+                // What it holds may be half done: drop it, and make another.
+                drop(instance);
+                let model = self.model.lock().clone();
+                let replacement = model.and_then(|model| {
+                    let made = model.instance();
+                    made.inspect_err(|error| {
+                        tracing::error!(error = %error.report(), "a panicked instance cannot be replaced");
+                    })
+                    .ok()
+                });
+                (replacement, Err(Error::internal("the model instance panicked")))
+            }
+        }
+    }
+
+    /// Lets nothing new in, waits for what runs, answers what waits with `NotReady`, and gives out the instances and the
+    /// model, for the caller to drop where that may take its time.
+    pub async fn close(&self) -> Remains {
+        self.running.retire();
+        self.running.drained().await;
+        let State { waiting, idle, .. } = std::mem::take(&mut *self.state.lock());
+        // Their callers are told by the closed channel.
+        drop(waiting);
+        Remains { _instances: idle, _model: self.model.lock().take() }
+    }
+}
+
+/// What is left of a closed queue: instances first, then the model they share.
+pub struct Remains {
+    _instances: Vec<Box<dyn ModelInstance>>,
+    _model: Option<Arc<dyn Model>>,
+}
+
+fn no_instance() -> Error {
+    Error::new(ErrorKind::BackendFailed, "every instance of the model panicked: unload and load it again")
+}
+
+/// Keeps a queue from being seen as closed.
+struct Running<'a>(&'a PinCount);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.unpin();
+    }
+}
+
+fn deadline_exceeded() -> Error {
+    Error::new(ErrorKind::DeadlineExceeded, "the request's deadline passed before it could be answered")
+}
+
+/// Counts a request whose caller went away.
+struct CancelGuard<'a> {
+    statistics: &'a ModelStatistics,
+    arrived: Instant,
+    armed: bool,
+}
+
+impl CancelGuard<'_> {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for CancelGuard<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            let waited: Duration = self.arrived.elapsed();
+            self.statistics.record_failure(FailureReason::Canceled, waited);
+        }
+    }
+}
