@@ -1,6 +1,8 @@
 //! Decoding and encoding of inference bodies: small requests, where every allocation counts, and large JSON tensors,
 //! where every digit does. `serde_json` into a vector stands beside the large ones as a reference.
 
+#![expect(clippy::unwrap_used, reason = "a benchmark whose work fails should stop")]
+
 use std::hint::black_box;
 use std::sync::Arc;
 

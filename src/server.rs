@@ -219,7 +219,14 @@ fn prepare(model: &LoadedVersion, request: InferenceRequest, arrived: Instant) -
             if metadata.optional {
                 continue;
             }
-            return Err(wrong(missing_input(model, &given, &inputs)));
+            let unknown = given.iter().find(|input| model.inputs.iter().all(|known| known.name != input.name));
+            return Err(match unknown {
+                // With as many inputs as the model has, one is misnamed rather than missing.
+                Some(unknown) if given.len() + inputs.len() >= model.inputs.len() => {
+                    wrong(format!("unexpected inference input '{}' for model '{name}'", unknown.name))
+                }
+                _ => wrong(missing_input(model, &given, &inputs)),
+            });
         };
         let input = given.remove(at);
         let tensor = input.tensor;

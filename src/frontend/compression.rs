@@ -45,6 +45,12 @@ impl Encoding {
         }
     }
 
+    /// What is offered, for the answer to a body in another encoding.
+    #[must_use]
+    pub const fn offered() -> HeaderValue {
+        HeaderValue::from_static("gzip, deflate")
+    }
+
     /// How the request's body is encoded.
     ///
     /// # Errors

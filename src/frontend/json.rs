@@ -113,6 +113,7 @@ impl<'a> Cursor<'a> {
     ///
     /// # Errors
     /// `InvalidArgument` if no value starts here.
+    #[inline]
     pub fn kind(&mut self) -> Result<Kind> {
         self.skip_space();
         match self.text.get(self.at) {
@@ -148,6 +149,7 @@ impl<'a> Cursor<'a> {
     ///
     /// # Errors
     /// `InvalidArgument` if the text is not a member or the end of an object.
+    #[inline]
     pub fn next_key(&mut self) -> Result<Option<Cow<'a, str>>> {
         if !self.next_member(b'}', "expected ',' or '}'")? {
             return Ok(None);
@@ -177,27 +179,37 @@ impl<'a> Cursor<'a> {
     ///
     /// # Errors
     /// `InvalidArgument` if no well-formed string stands here.
+    #[inline]
     pub fn string(&mut self) -> Result<Cow<'a, str>> {
         self.skip_space();
+        match self.plain_string() {
+            Some(string) => Ok(Cow::Borrowed(string)),
+            None => self.string_with_escapes().map(Cow::Owned),
+        }
+    }
+
+    /// A string without escapes, as all keys and most names are.
+    #[inline]
+    fn plain_string(&mut self) -> Option<&'a str> {
+        let [b'"', rest @ ..] = self.text.get(self.at..)? else { return None };
+        let end = run_end(rest, 0);
+        let (run, [b'"', ..]) = rest.split_at_checked(end)? else { return None };
+        let string = simdutf8::basic::from_utf8(run).ok()?;
+        self.set_position(self.at + end + 2);
+        Some(string)
+    }
+
+    #[cold]
+    fn string_with_escapes(&mut self) -> Result<String> {
         if self.text.get(self.at) != Some(&b'"') {
             return Err(self.fault("expected a string"));
         }
-        let start = self.at + 1;
-        let end = run_end(self.text, start);
-        if self.text.get(end) == Some(&b'"') {
-            let run = self.text.get(start..end).unwrap_or_default();
-            let Ok(string) = simdutf8::basic::from_utf8(run) else {
-                return Err(self.fault("a string is not valid UTF-8"));
-            };
-            self.set_position(end + 1);
-            return Ok(Cow::Borrowed(string));
-        }
         let mut bytes = Vec::new();
         let end = read_string(self.text, self.at, &mut bytes).map_err(|fault| fault_at(fault.what, fault.at))?;
-        // Checked run by run above; the second check keeps this file free of unsafe and is off the common way.
+        // Checked run by run already; once more keeps this file free of unsafe, off the common way.
         let string = String::from_utf8(bytes).map_err(|_| self.fault("a string is not valid UTF-8"))?;
         self.set_position(end);
-        Ok(Cow::Owned(string))
+        Ok(string)
     }
 
     /// Reads `true` or `false`.
@@ -339,6 +351,7 @@ impl<'a> Cursor<'a> {
         if self.at == self.text.len() { Ok(()) } else { Err(self.fault("unexpected text after the document")) }
     }
 
+    #[inline]
     fn skip_space(&mut self) {
         self.at = skip_space(self.text, self.at);
     }
@@ -357,6 +370,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
+    #[inline]
     fn next_member(&mut self, close: u8, what: &str) -> Result<bool> {
         self.skip_space();
         match self.text.get(self.at) {
@@ -378,6 +392,7 @@ impl<'a> Cursor<'a> {
         Ok(true)
     }
 
+    #[inline]
     fn literal(&mut self, literal: &[u8]) -> bool {
         let found = self.text.get(self.at..).is_some_and(|rest| rest.starts_with(literal));
         if found {

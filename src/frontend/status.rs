@@ -2,7 +2,7 @@
 
 use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use http::{StatusCode, header};
+use http::StatusCode;
 
 use super::body::Body;
 use super::tensor_json;
@@ -52,10 +52,6 @@ pub fn error_response(error: &Error) -> http::Response<Body> {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Some(seconds) = retry_after(error.kind()).filter(|_| error.is_retryable()) {
         headers.insert(RETRY_AFTER, HeaderValue::from_static(seconds));
-    }
-    if error.kind() == ErrorKind::Unsupported {
-        // RFC 9110 15.6.2 asks for nothing here, but Triton tells what encodings it takes, and clients look.
-        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate"));
     }
     response
 }

@@ -136,9 +136,14 @@ impl Slot {
                 }
             }
             Err(LoadError::Failed { versions, error }) => {
+                let absent = error.kind() == ErrorKind::NotFound && versions.is_empty();
+                let error = if absent {
+                    Error::not_found(format!("Request for unknown model: '{}' is not found", self.name))
+                } else {
+                    error.wrap(format!("model '{}' cannot be loaded", self.name))
+                };
                 metrics.loads_failed.increment(1);
                 tracing::warn!(model = %self.name, kind = error.kind().code(), error = %error.report(), "load failed");
-                let absent = error.kind() == ErrorKind::NotFound && versions.is_empty();
                 {
                     let mut control = self.control.lock();
                     if absent {

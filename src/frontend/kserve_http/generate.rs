@@ -28,8 +28,7 @@ pub(super) async fn generate(
 ) -> Result<Response> {
     let arrived = Instant::now();
     let headers = request.headers().clone();
-    let body = read_control(kserve, request).await?;
-    let Value::Object(members) = body else { return Err(Error::invalid("the body must be a JSON object")) };
+    let members = read_control(kserve, request).await?;
     let timeout = members.get("parameters").and_then(|parameters| parameters.get("timeout")).and_then(Value::as_u64);
     let deadline = kserve.deadline(arrived, timeout.map(std::time::Duration::from_micros), &headers);
     let handle = kserve.server().model(name, version, deadline).await?;

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use hyper::body::Incoming;
 
@@ -37,7 +37,11 @@ impl Kserve {
             Ok(response) => response,
             Err(error) => {
                 log_failure(name, &head.headers, &error);
-                error_response(&error)
+                let mut response = error_response(&error);
+                if Encoding::of_request(&head.headers).is_err() {
+                    response.headers_mut().insert(ACCEPT_ENCODING, Encoding::offered());
+                }
+                response
             }
         }
     }

@@ -22,9 +22,10 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::Either;
 use hyper::body::Incoming;
+use serde_json::{Map, Value};
 
 use self::route::{Action, ModelRoute};
-use super::body::Body;
+use super::body::{self, Body};
 use super::status::{Failure, error_response};
 use super::tensor_json::Limits;
 use crate::config::RequestLimits;
@@ -75,12 +76,23 @@ impl Kserve {
             let (name, version) = (route.name.into_owned(), route.version);
             return Ok(self.infer(&name, version, request).await.map(Either::Left));
         }
-        let router = self.0.router.clone();
-        let mut response = tower_service(router, request).await;
+        let mut response = match self.read_whole(request).await {
+            Ok(request) => call(self.0.router.clone(), request).await,
+            Err(error) => Failure(error).into_response(),
+        };
         if response.status() == StatusCode::METHOD_NOT_ALLOWED {
             response = method_not_allowed();
         }
         Ok(response.map(Either::Right))
+    }
+
+    /// The request with its body in memory, whether its handler wants it or not: a body left unread would cost the
+    /// connection.
+    async fn read_whole(&self, request: http::Request<Incoming>) -> Result<Request> {
+        let (head, body) = request.into_parts();
+        let limits = RequestLimits { body_bytes: self.0.limits.json_bytes, ..self.0.limits };
+        let body = body::read(body, &head.headers, None, &limits).await?;
+        Ok(Request::from_parts(head, body.into()))
     }
 
     fn server(&self) -> &InferenceServer {
@@ -94,9 +106,8 @@ impl Kserve {
     }
 }
 
-async fn tower_service(router: Router, request: http::Request<Incoming>) -> Response {
+async fn call(router: Router, request: Request) -> Response {
     use tower::ServiceExt;
-    let request = request.map(axum::body::Body::new);
     router.oneshot(request).await.unwrap_or_else(|never| match never {})
 }
 
@@ -174,15 +185,20 @@ fn method_not_allowed() -> Response {
     response
 }
 
-/// Reads the small JSON body of a control request; an absent one is `null`.
-async fn read_control(kserve: &Kserve, request: Request) -> Result<serde_json::Value> {
+/// Reads the JSON object in the body of a control request; an absent one has no members.
+async fn read_control(kserve: &Kserve, request: Request) -> Result<Map<String, Value>> {
     let limit = kserve.0.limits.json_bytes;
     let bytes = axum::body::to_bytes(request.into_body(), limit).await.map_err(|error| {
         Error::too_large(format!("the request body is larger than {limit} bytes")).with_source(error)
     })?;
     if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Ok(serde_json::Value::Null);
+        return Ok(Map::new());
     }
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Error::invalid("failed to parse the request JSON buffer").with_source(error))
+    let value = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::invalid("failed to parse the request JSON buffer").with_source(error))?;
+    match value {
+        Value::Object(members) => Ok(members),
+        Value::Null => Ok(Map::new()),
+        _ => Err(Error::invalid("the body must be a JSON object")),
+    }
 }

@@ -70,20 +70,24 @@ async fn load(kserve: &Kserve, name: &str, request: Request) -> Result<Response>
     let config = load_parameters(&body)?;
     kserve.server().load_model(name, config).await.map_err(|error| match error.kind() {
         ErrorKind::NotFound => error.wrap(format!("failed to load '{name}', failed to poll from model repository")),
-        _ => error.wrap(format!("load failed for model '{name}'")),
+        _ => error.wrap("load failed"),
     })?;
     Ok(empty())
 }
 
+/// The `parameters` of a control request.
+fn parameters(body: &Map<String, Value>) -> Result<Option<&Map<String, Value>>> {
+    match body.get("parameters") {
+        None => Ok(None),
+        Some(Value::Object(parameters)) => Ok(Some(parameters)),
+        Some(_) => Err(Error::invalid("'parameters' must be an object")),
+    }
+}
+
 /// The configuration a load request brings along.
-fn load_parameters(body: &Value) -> Result<Option<ModelConfig>> {
-    let parameters = match body.get("parameters") {
-        None => return Ok(None),
-        Some(Value::Object(parameters)) => parameters,
-        Some(_) => return Err(Error::invalid("'parameters' of a load request must be an object")),
-    };
+fn load_parameters(body: &Map<String, Value>) -> Result<Option<ModelConfig>> {
     let mut config = None;
-    for (key, value) in parameters {
+    for (key, value) in parameters(body)?.into_iter().flatten() {
         match (key.as_str(), value) {
             ("config", Value::String(text)) => {
                 let parsed =
@@ -110,8 +114,15 @@ fn load_parameters(body: &Value) -> Result<Option<ModelConfig>> {
 }
 
 async fn unload(kserve: &Kserve, name: &str, request: Request) -> Result<Response> {
-    // `unload_dependents` has nothing to mean while there are no ensembles; like Triton, the body is not looked at.
-    drop(read_control(kserve, request).await);
+    let body = read_control(kserve, request).await?;
+    for (key, value) in parameters(&body)?.into_iter().flatten() {
+        // `unload_dependents` has nothing to mean while there are no ensembles.
+        if key != "unload_dependents" || !value.is_boolean() {
+            return Err(Error::invalid(format!(
+                "unknown parameter '{key}' of an unload request, known is 'unload_dependents' with true or false"
+            )));
+        }
+    }
     kserve.server().unload_model(name).await?;
     Ok(empty())
 }

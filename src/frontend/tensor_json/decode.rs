@@ -85,7 +85,7 @@ fn raw_tensor(body: Bytes, name: &str, data_type: DataType, size: usize, dims: &
     }
     let known: Shape = dims.iter().map(|&dim| if dim == -1 { 1 } else { dim }).collect();
     let known_bytes = known.element_count().and_then(|count| count.checked_mul(size)).unwrap_or(0);
-    let deduced = if known_bytes == 0 { 0 } else { body.len() / known_bytes };
+    let deduced = body.len().checked_div(known_bytes).unwrap_or(0);
     let deduced = i64::try_from(deduced).unwrap_or(i64::MAX);
     let shape = dims.iter().map(|&dim| if dim == -1 { deduced } else { dim }).collect();
     let length = body.len();

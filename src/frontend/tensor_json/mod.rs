@@ -8,6 +8,7 @@
 //! written for floating types, as Python and Triton do. Stricter than Triton: numbers are never truncated to their
 //! type, and a key that this module knows may not stand twice in an object.
 
+mod decimal;
 mod decode;
 mod elements;
 mod encode;
