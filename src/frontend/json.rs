@@ -15,6 +15,7 @@
 //! cursor.end()?;
 //! ```
 
+pub mod numbers;
 pub mod strings;
 
 use std::borrow::Cow;
@@ -23,6 +24,7 @@ use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
 
+use self::numbers::scan_number;
 use self::strings::{read_string, run_end};
 
 /// What kind of value comes next.
@@ -149,7 +151,7 @@ impl<'a> Cursor<'a> {
     ///
     /// # Errors
     /// `InvalidArgument` if the text is not a member or the end of an object.
-    #[inline]
+    #[inline(always)]
     pub fn next_key(&mut self) -> Result<Option<Cow<'a, str>>> {
         if !self.next_member(b'}', "expected ',' or '}'")? {
             return Ok(None);
@@ -179,7 +181,7 @@ impl<'a> Cursor<'a> {
     ///
     /// # Errors
     /// `InvalidArgument` if no well-formed string stands here.
-    #[inline]
+    #[inline(always)]
     pub fn string(&mut self) -> Result<Cow<'a, str>> {
         self.skip_space();
         match self.plain_string() {
@@ -189,7 +191,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// A string without escapes, as all keys and most names are.
-    #[inline]
+    #[inline(always)]
     fn plain_string(&mut self) -> Option<&'a str> {
         let [b'"', rest @ ..] = self.text.get(self.at..)? else { return None };
         let end = run_end(rest, 0);
@@ -445,46 +447,6 @@ pub fn skip_space(text: &[u8], mut at: usize) -> usize {
         at += 1;
     }
     at
-}
-
-/// A number's extent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NumberToken {
-    /// Its length in bytes.
-    pub length: usize,
-    /// Whether it has neither fraction nor exponent.
-    pub is_integer: bool,
-}
-
-/// The number at the start of `text` by the grammar of JSON (no `+1`, `01`, `.5`, `1.`), if there is one.
-#[must_use]
-pub fn scan_number(text: &[u8]) -> Option<NumberToken> {
-    let digits = |from: usize| text.iter().skip(from).take_while(|byte| byte.is_ascii_digit()).count();
-    let mut at = usize::from(text.first() == Some(&b'-'));
-    let whole = digits(at);
-    if whole == 0 || (whole > 1 && text.get(at) == Some(&b'0')) {
-        return None;
-    }
-    at += whole;
-    let mut is_integer = true;
-    if text.get(at) == Some(&b'.') {
-        let fraction = digits(at + 1);
-        if fraction == 0 {
-            return None;
-        }
-        at += 1 + fraction;
-        is_integer = false;
-    }
-    if let Some(b'e' | b'E') = text.get(at) {
-        let sign = usize::from(matches!(text.get(at + 1), Some(b'+' | b'-')));
-        let exponent = digits(at + 1 + sign);
-        if exponent == 0 {
-            return None;
-        }
-        at += 1 + sign + exponent;
-        is_integer = false;
-    }
-    Some(NumberToken { length: at, is_integer })
 }
 
 const BLOCK: usize = 64;

@@ -1,12 +1,14 @@
 //! From the body of a request to an inference request.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use compact_str::CompactString;
 use smallvec::SmallVec;
 
 use super::elements::read_elements;
 use super::parameters::{
-    boolean, check_name, count_parameter, read_request_parameters, refuse_duplicates, set_once, unsigned,
+    boolean, check_name, check_once, count_parameter, read_request_parameters, refuse_duplicates, unsigned,
 };
 use super::{DecodedRequest, Limits, OutputFormat, ResponseFormat};
 use crate::error::{Error, Result};
@@ -119,7 +121,8 @@ struct Decoder<'a> {
 
 /// One entry of `inputs`, as far as it was read.
 struct Input<'a> {
-    name: Option<CompactString>,
+    /// Borrowed until all is known: the less is moved about, the faster a small request.
+    name: Option<Cow<'a, str>>,
     data_type: Option<DataType>,
     shape: Option<Shape>,
     data: Option<Data<'a>>,
@@ -140,20 +143,25 @@ impl<'a> Decoder<'a> {
         while let Some(key) = cursor.next_key()? {
             match &*key {
                 "id" => {
+                    check_once(&id, &key)?;
                     let text = cursor.string()?;
                     check_name(&text, "the request, its 'id',", self.limits)?;
-                    set_once(&mut id, CompactString::from(text), &key)?;
+                    self.decoded.request.id = CompactString::new(&text);
+                    id = Some(());
                 }
                 "parameters" => {
-                    set_once(&mut parameters, (), &key)?;
+                    check_once(&parameters, &key)?;
+                    parameters = Some(());
                     read_request_parameters(cursor, self.limits, &mut self.decoded)?;
                 }
                 "inputs" => {
-                    set_once(&mut inputs, (), &key)?;
+                    check_once(&inputs, &key)?;
+                    inputs = Some(());
                     self.read_inputs(cursor)?;
                 }
                 "outputs" => {
-                    set_once(&mut outputs, (), &key)?;
+                    check_once(&outputs, &key)?;
+                    outputs = Some(());
                     self.read_outputs(cursor)?;
                 }
                 _ => cursor.skip_value()?,
@@ -163,7 +171,6 @@ impl<'a> Decoder<'a> {
         if inputs.is_none() {
             return Err(Error::invalid("the request JSON has no 'inputs'"));
         }
-        self.decoded.request.id = id.unwrap_or_default();
         Ok(())
     }
 
@@ -173,32 +180,33 @@ impl<'a> Decoder<'a> {
             if self.decoded.request.inputs.len() == self.limits.inputs {
                 return Err(Error::too_large(format!("more inputs than the limit of {} (inputs)", self.limits.inputs)));
             }
-            let input = self.read_input(cursor)?;
-            self.decoded.request.inputs.push(input);
+            self.read_input(cursor)?;
         }
         refuse_duplicates(self.decoded.request.inputs.iter().map(|input| input.name.as_str()), "input")
     }
 
-    fn read_input(&mut self, cursor: &mut Cursor<'a>) -> Result<NamedTensor> {
+    fn read_input(&mut self, cursor: &mut Cursor<'a>) -> Result<()> {
         let mut input =
             Input { name: None, data_type: None, shape: None, data: None, parameters: None, binary_size: None };
         cursor.enter_object()?;
         while let Some(key) = cursor.next_key()? {
             match &*key {
                 "name" => {
+                    check_once(&input.name, &key)?;
                     let name = cursor.string()?;
                     check_name(&name, "an input", self.limits)?;
-                    set_once(&mut input.name, name.into(), &key)?;
+                    input.name = Some(name);
                 }
                 "datatype" => {
-                    let data_type = cursor.string()?.parse().map_err(|error: Error| input.error(error))?;
-                    set_once(&mut input.data_type, data_type, &key)?;
+                    check_once(&input.data_type, &key)?;
+                    input.data_type = Some(cursor.string()?.parse().map_err(|error: Error| input.error(error))?);
                 }
                 "shape" => {
-                    let shape = self.read_shape(cursor, &input)?;
-                    set_once(&mut input.shape, shape, &key)?;
+                    check_once(&input.shape, &key)?;
+                    input.shape = Some(self.read_shape(cursor, &input)?);
                 }
                 "data" => {
+                    check_once(&input.data, &key)?;
                     let data = match (&input.name, input.data_type, &input.shape) {
                         (Some(name), Some(data_type), Some(shape)) => {
                             Data::Read(self.read_data(cursor, name, data_type, shape)?)
@@ -209,10 +217,11 @@ impl<'a> Decoder<'a> {
                             Data::Skipped(before)
                         }
                     };
-                    set_once(&mut input.data, data, &key)?;
+                    input.data = Some(data);
                 }
                 "parameters" => {
-                    set_once(&mut input.parameters, (), &key)?;
+                    check_once(&input.parameters, &key)?;
+                    input.parameters = Some(());
                     self.read_input_parameters(cursor, &mut input)?;
                 }
                 _ => cursor.skip_value()?,
@@ -238,7 +247,8 @@ impl<'a> Decoder<'a> {
                 )));
             }
         };
-        Ok(NamedTensor { name, tensor })
+        self.decoded.request.inputs.push(NamedTensor { name: CompactString::new(&name), tensor });
+        Ok(())
     }
 
     fn read_shape(&self, cursor: &mut Cursor<'a>, input: &Input<'a>) -> Result<Shape> {
@@ -274,7 +284,10 @@ impl<'a> Decoder<'a> {
         while let Some(key) = cursor.next_key()? {
             count_parameter(&mut count, &key, self.limits)?;
             match &*key {
-                "binary_data_size" => set_once(&mut input.binary_size, unsigned(cursor, &key)?, &key)?,
+                "binary_data_size" => {
+                    check_once(&input.binary_size, &key)?;
+                    input.binary_size = Some(unsigned(cursor, &key)?);
+                }
                 _ if key.starts_with("shared_memory_") => return Err(no_shared_memory("an input", &key)),
                 _ => cursor.skip_value()?,
             }
@@ -317,25 +330,33 @@ impl<'a> Decoder<'a> {
     }
 
     fn read_output(&mut self, cursor: &mut Cursor<'a>) -> Result<()> {
-        let mut output_name: Option<CompactString> = None;
+        let mut output_name = None;
         let (mut parameters, mut binary, mut classification) = (None, None, None);
         cursor.enter_object()?;
         while let Some(key) = cursor.next_key()? {
             match &*key {
                 "name" => {
+                    check_once(&output_name, &key)?;
                     let name = cursor.string()?;
                     check_name(&name, "a requested output", self.limits)?;
-                    set_once(&mut output_name, name.into(), &key)?;
+                    output_name = Some(name);
                 }
                 "parameters" => {
-                    set_once(&mut parameters, (), &key)?;
+                    check_once(&parameters, &key)?;
+                    parameters = Some(());
                     cursor.enter_object()?;
                     let mut count = 0;
                     while let Some(key) = cursor.next_key()? {
                         count_parameter(&mut count, &key, self.limits)?;
                         match &*key {
-                            "binary_data" => set_once(&mut binary, boolean(cursor, &key)?, &key)?,
-                            "classification" => set_once(&mut classification, top_classes(cursor, &key)?, &key)?,
+                            "binary_data" => {
+                                check_once(&binary, &key)?;
+                                binary = Some(boolean(cursor, &key)?);
+                            }
+                            "classification" => {
+                                check_once(&classification, &key)?;
+                                classification = Some(top_classes(cursor, &key)?);
+                            }
                             _ if key.starts_with("shared_memory_") => return Err(no_shared_memory("an output", &key)),
                             _ => cursor.skip_value()?,
                         }
@@ -346,9 +367,10 @@ impl<'a> Decoder<'a> {
         }
         let Some(name) = output_name else { return Err(Error::invalid("a requested output has no 'name'")) };
         if binary.is_some() || classification.is_some() {
-            self.decoded.format.outputs.push(OutputFormat { name: name.clone(), binary, classification });
+            let name = CompactString::new(&name);
+            self.decoded.format.outputs.push(OutputFormat { name, binary, classification });
         }
-        self.decoded.request.outputs.push(name);
+        self.decoded.request.outputs.push(CompactString::new(&name));
         Ok(())
     }
 }

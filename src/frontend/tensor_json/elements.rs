@@ -285,7 +285,7 @@ impl Reader<'_, '_> {
                 Some(_) if matches!(value, b"true" | b"false" | b"null" | b"NaN" | b"Infinity" | b"-Infinity") => {
                     self.wrong_kind(index, &shown)
                 }
-                Some(_) if json::scan_number(text).is_some() => self.wrong_kind(index, &shown),
+                Some(_) if json::numbers::scan_number(text).is_some() => self.wrong_kind(index, &shown),
                 Some(_) => json::fault_at("expected a value", at),
             },
             Fault::OutOfRange => Error::invalid(format!(

@@ -120,7 +120,7 @@ pub(super) fn parse_integer<T: Integer>(text: &[u8]) -> Parsed<T> {
 fn not_an_integer(text: &[u8]) -> Fault {
     if non_finite(text).is_some() {
         Fault::NotFinite
-    } else if json::scan_number(text).is_some() {
+    } else if json::numbers::scan_number(text).is_some() {
         Fault::NotInteger
     } else {
         Fault::Malformed
@@ -171,7 +171,7 @@ fn parse_any_f32(text: &[u8]) -> Parsed<f32> {
     if let Some((value, length)) = non_finite(text) {
         return Ok((value as f32, length));
     }
-    let token = json::scan_number(text).ok_or(Fault::Malformed)?;
+    let token = json::numbers::scan_number(text).ok_or(Fault::Malformed)?;
     let digits = text.get(..token.length).unwrap_or_default();
     let value: f32 = fast_float2::parse(digits).map_err(|_| Fault::Malformed)?;
     if value.is_infinite() { Err(Fault::OutOfRange) } else { Ok((value, token.length)) }

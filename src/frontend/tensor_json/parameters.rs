@@ -24,9 +24,18 @@ pub(super) fn read_request_parameters(
     while let Some(key) = cursor.next_key()? {
         count_parameter(&mut count, &key, limits)?;
         match &*key {
-            "priority" => set_once(&mut priority, unsigned(cursor, &key)?, &key)?,
-            "timeout" => set_once(&mut timeout, unsigned(cursor, &key)?, &key)?,
-            "binary_data_output" => set_once(&mut binary, boolean(cursor, &key)?, &key)?,
+            "priority" => {
+                check_once(&priority, &key)?;
+                priority = Some(unsigned(cursor, &key)?);
+            }
+            "timeout" => {
+                check_once(&timeout, &key)?;
+                timeout = Some(unsigned(cursor, &key)?);
+            }
+            "binary_data_output" => {
+                check_once(&binary, &key)?;
+                binary = Some(boolean(cursor, &key)?);
+            }
             _ => {
                 let value = scalar(cursor, &key)?;
                 check_request_parameter(&key, &value)?;
@@ -83,12 +92,15 @@ pub(super) fn check_name(name: &str, what: &str, limits: &Limits) -> Result<()> 
     Ok(())
 }
 
-/// Sets what a key of an object stands for, which may be set only once.
-pub(super) fn set_once<T>(place: &mut Option<T>, value: T, key: &str) -> Result<()> {
-    if place.replace(value).is_some() {
-        return Err(Error::invalid(format!("the request JSON has '{key}' twice in one object")));
-    }
-    Ok(())
+/// Checks that what a key of an object stands for is not there yet.
+#[inline]
+pub(super) fn check_once<T>(place: &Option<T>, key: &str) -> Result<()> {
+    if place.is_none() { Ok(()) } else { Err(twice(key)) }
+}
+
+#[cold]
+fn twice(key: &str) -> Error {
+    Error::invalid(format!("the request JSON has '{key}' twice in one object"))
 }
 
 /// Refuses a name that occurs twice, in time that no list of names can blow up.
