@@ -1,8 +1,8 @@
 //! Error kinds as each protocol's codes: closed matches, so that a new kind does not compile until each has its place.
 
 use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::StatusCode;
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 
 use super::body::Body;
 use super::tensor_json;

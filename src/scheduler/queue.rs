@@ -1,6 +1,7 @@
 //! A model's bounded queue and its idle instances: what waits, what runs, and how each request is answered.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -109,8 +110,8 @@ impl ModelQueue {
         let deadline = work.deadline;
         let arrived = work.arrived;
         let work = match self.run_here(work) {
-            Ok(result) => return result,
-            Err(work) => work,
+            ControlFlow::Break(result) => return result,
+            ControlFlow::Continue(work) => work,
         };
         let answer = self.enqueue(work)?;
         let guard = CancelGuard { statistics: &self.statistics, arrived, armed: true };
@@ -137,24 +138,24 @@ impl ModelQueue {
     }
 
     /// The short way: with an idle instance, nothing waiting and a quick model, the caller's thread runs it.
-    fn run_here(self: &Arc<Self>, work: Work) -> Result<Result<NamedTensors>, Work> {
+    fn run_here(self: &Arc<Self>, work: Work) -> ControlFlow<Result<NamedTensors>, Work> {
         if !self.promptness.is_prompt() {
-            return Err(work);
+            return ControlFlow::Continue(work);
         }
-        let Some(_running) = self.pin() else { return Err(work) };
+        let Some(_running) = self.pin() else { return ControlFlow::Continue(work) };
         let instance = {
             let mut state = self.state.lock();
             if state.waiting.is_empty() { state.idle.pop() } else { None }
         };
-        let Some(instance) = instance else { return Err(work) };
+        let Some(instance) = instance else { return ControlFlow::Continue(work) };
         if work.deadline.is_some_and(|deadline| deadline.is_past(Instant::now())) {
             self.give_back(Some(instance));
             self.statistics.record_failure(FailureReason::Rejected, work.arrived.elapsed());
-            return Ok(Err(deadline_exceeded()));
+            return ControlFlow::Break(Err(deadline_exceeded()));
         }
         let (instance, result) = self.execute(instance, &work, work.arrived);
         self.give_back(instance);
-        Ok(result)
+        ControlFlow::Break(result)
     }
 
     fn give_back(self: &Arc<Self>, instance: Option<Box<dyn ModelInstance>>) {

@@ -1,3 +1,5 @@
+//! What the JSON cursor takes and refuses.
+
 use proptest::prelude::*;
 
 use super::*;

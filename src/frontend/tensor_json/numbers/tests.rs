@@ -1,3 +1,5 @@
+//! Numbers against the standard library's reading of the same text.
+
 use proptest::prelude::*;
 
 use super::*;
