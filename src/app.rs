@@ -167,6 +167,7 @@ impl App {
             move |request| kserve.clone().handle(request),
             stop_accepting.clone(),
             connections.clone(),
+            config.limits.connections,
         );
         let http = tokio::spawn(http);
         let routes = metrics_http::router(server.clone());
@@ -181,7 +182,13 @@ impl App {
         // Metrics are served to the end of the drain, so that it can be watched.
         let stop_metrics = CancellationToken::new();
         let watchers = TaskTracker::new();
-        let metrics = tokio::spawn(listener::serve(listeners.metrics, answer, stop_metrics.clone(), watchers));
+        let metrics = tokio::spawn(listener::serve(
+            listeners.metrics,
+            answer,
+            stop_metrics.clone(),
+            watchers,
+            METRICS_CONNECTIONS,
+        ));
         if let Some(path) = &config.port_file {
             write_port_file(path, addresses)?;
         }
@@ -195,18 +202,18 @@ impl App {
         starting.abort();
         stop_accepting.cancel();
         connections.close();
-        let drained = tokio::time::timeout(config.drain_grace, connections.wait()).await.is_ok();
+        let end = tokio::time::Instant::now() + config.drain_grace;
+        let drained = tokio::time::timeout_at(end, connections.wait()).await.is_ok();
         if !drained {
             tracing::warn!(connections = connections.len(), "the grace is over: cutting what is left");
         }
         stop_metrics.cancel();
         http.abort();
         metrics.abort();
-        // Joining the executor threads waits for what still runs; that is no more than the batches at hand.
-        if drained {
-            drop(tokio::task::spawn_blocking(move || drop(executors)).await);
-        } else {
-            std::mem::forget(executors);
+        // Joining the executor threads waits for what still runs: a request that nobody waits for any more, maybe.
+        let joined = tokio::task::spawn_blocking(move || drop(executors));
+        if tokio::time::timeout_at(end, joined).await.is_err() {
+            tracing::warn!("the grace is over: leaving models that still run");
         }
         tracing::info!("stopped");
         Ok(())
@@ -277,6 +284,9 @@ pub fn cancel_on_signals(shutdown: CancellationToken) -> Result<()> {
     });
     Ok(())
 }
+
+/// Connections to the metrics port at a time.
+const METRICS_CONNECTIONS: usize = 64;
 
 /// How long the runtime waits for blocking work at the very end.
 pub const LAST_WAIT: Duration = Duration::from_secs(1);

@@ -170,6 +170,10 @@ pub struct ServeOptions {
     #[arg(long, value_name = "BYTES", env = "ROUNDHOUSE_MAX_BODY_BYTES", help_heading = "Limits")]
     pub max_body_bytes: Option<usize>,
 
+    /// The most connections at a time; more wait to be accepted. [default: 8192]
+    #[arg(long, value_name = "N", env = "ROUNDHOUSE_MAX_CONNECTIONS", help_heading = "Limits")]
+    pub max_connections: Option<NonZeroUsize>,
+
     /// How long requests in flight may take to finish after SIGTERM, in seconds. [default: 30]
     #[arg(long, value_name = "S", env = "ROUNDHOUSE_DRAIN_GRACE_S", help_heading = "Limits")]
     pub drain_grace_s: Option<u64>,
@@ -190,6 +194,8 @@ pub struct RequestLimits {
     pub json_bytes: usize,
     /// Bytes of a request body.
     pub body_bytes: usize,
+    /// Connections at a time.
+    pub connections: usize,
     /// Pieces a body may arrive in (Triton's limit on HTTP chunks).
     pub body_chunks: usize,
     /// How long a request may take when it does not say.
@@ -268,7 +274,7 @@ impl ServeOptions {
         or! {
             model_repository, model_control, load_model, unknown_config_fields, load_concurrency, load_retry_ms,
             address, http_port, metrics_port, port_file, device, executor_threads, io_threads, onnxruntime_library,
-            runtime_dir, queue_capacity, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, log,
+            runtime_dir, max_connections, queue_capacity, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, log,
             log_format,
         }
     }
@@ -304,6 +310,7 @@ impl ServeOptions {
             limits: RequestLimits {
                 json_bytes: self.max_json_bytes.unwrap_or(64 << 20),
                 body_bytes: self.max_body_bytes.unwrap_or(1 << 30),
+                connections: self.max_connections.map_or(8192, NonZeroUsize::get),
                 body_chunks: 65_536,
                 timeout: (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms)),
             },
@@ -324,7 +331,7 @@ pub fn default_runtime_dir() -> Result<PathBuf> {
     set("ROUNDHOUSE_RUNTIME_DIR")
         .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("roundhouse/runtime")))
         .or_else(|| set("HOME").map(|home| home.join(".cache/roundhouse/runtime")))
-        .ok_or_else(|| Error::invalid("neither HOME nor ROUNDHOUSE_RUNTIME_DIR is set: say --runtime-dir"))
+        .ok_or_else(|| Error::invalid("neither HOME nor ROUNDHOUSE_RUNTIME_DIR is set: set one, or name the folder with --runtime-dir (serve) or --dir (runtime)"))
 }
 
 #[cfg(test)]

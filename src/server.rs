@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use crate::backend::registry::Entry;
 use crate::device::monitor::DeviceMonitor;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::inference::DeviceId;
 use crate::inference::{Deadline, InferenceRequest, InferenceResponse, NamedTensor, NamedTensors, Version};
 use crate::lifecycle::handle::{LoadedVersion, ModelHandle, TensorMetadata};
@@ -130,6 +130,12 @@ impl InferenceServer {
         self.0.models.index().await
     }
 
+    /// The versions of one model that are in memory, ascending.
+    #[must_use]
+    pub fn versions_of(&self, name: &str) -> Vec<Arc<LoadedVersion>> {
+        self.0.models.resident_model(name).map(|model| model.versions().to_vec()).unwrap_or_default()
+    }
+
     /// Every version in memory, by name and version.
     #[must_use]
     pub fn resident_versions(&self) -> Vec<Arc<LoadedVersion>> {
@@ -168,12 +174,11 @@ impl InferenceServer {
         let work = prepare(model, request, arrived).inspect_err(|_| {
             model.statistics.record_failure(FailureReason::Other, arrived.elapsed());
         })?;
-        let wanted = work.outputs.clone();
         let mut outputs = model.queue.infer(work).await?;
-        for (output, index) in outputs.iter_mut().zip(&wanted) {
-            let metadata = model.output_indexes.iter().position(|known| known == index);
-            if let Some(TensorMetadata { reshape: Some(_), dims, .. }) = metadata.and_then(|at| model.outputs.get(at)) {
-                restore_shape(output, dims)?;
+        for output in &mut outputs {
+            let metadata = model.outputs.iter().find(|metadata| metadata.name == output.name);
+            if let Some(TensorMetadata { reshape: Some(reshape), dims, .. }) = metadata {
+                restore_shape(output, dims, reshape, model.max_batch_size > 0)?;
             }
         }
         Ok(InferenceResponse { model: model.id.clone(), id, parameters: Vec::new(), outputs })
@@ -344,25 +349,25 @@ fn reshaped(shape: &Shape, dims: &[i64], reshape: &[i64], batched: bool) -> Opti
     (result.element_count() == shape.element_count()).then_some(result)
 }
 
-/// Gives an output the shape its configuration promises; a single -1 takes what is left.
-fn restore_shape(output: &mut NamedTensor, dims: &[i64]) -> Result<()> {
-    let mut shape: Vec<i64> = dims.to_vec();
+/// Gives an output the shape its configuration promises: the batch dimension, then `dims` with each -1 taking, in order,
+/// what the runtime gave at the -1s of `reshape`.
+fn restore_shape(output: &mut NamedTensor, dims: &[i64], reshape: &[i64], batched: bool) -> Result<()> {
+    let skip = usize::from(batched);
     let runtime = output.tensor.shape().dims();
-    let mut free = runtime.iter().copied();
-    let unknown = shape.iter().filter(|dim| **dim == -1).count();
-    if unknown == 1 {
-        let known: i64 = shape.iter().filter(|dim| **dim != -1).product();
-        let count = i64::try_from(output.tensor.element_count()).unwrap_or(i64::MAX);
-        let rest = if known > 0 { count / known } else { 0 };
-        shape.iter_mut().filter(|dim| **dim == -1).for_each(|dim| *dim = rest);
-    } else {
-        for dim in shape.iter_mut().filter(|dim| **dim == -1) {
-            *dim = free.next().unwrap_or(1);
-        }
-    }
-    let tensor = output.tensor.clone().reshaped(Shape::new(&shape));
-    output.tensor =
-        tensor.map_err(|error| error.wrap(format!("output '{}' does not have its configured shape", output.name)))?;
+    let given = runtime.iter().skip(skip).zip(reshape).filter(|(_, dim)| **dim == -1).map(|(size, _)| *size);
+    let mut free = runtime.iter().take(skip).copied().chain(given);
+    let shape: Option<Shape> = dims.iter().map(|&dim| if dim == -1 { free.next() } else { Some(dim) }).collect();
+    let restored = shape.and_then(|shape| output.tensor.clone().reshaped(shape).ok());
+    output.tensor = restored.ok_or_else(|| {
+        Error::new(
+            ErrorKind::BackendFailed,
+            format!(
+                "output '{}' came out of the model in shape {}, not in its reshape",
+                output.name,
+                output.tensor.shape()
+            ),
+        )
+    })?;
     Ok(())
 }
 
@@ -377,5 +382,22 @@ mod tests {
         assert_eq!(reshaped(&Shape::new(&[4, 1]), &[-1, 1], &[], true), Some(Shape::new(&[4])));
         assert_eq!(reshaped(&Shape::new(&[6]), &[6], &[2, 3], false), Some(Shape::new(&[2, 3])));
         assert_eq!(reshaped(&Shape::new(&[6]), &[6], &[2, 2], false), None);
+    }
+
+    #[test]
+    fn an_output_gets_its_configured_shape_back_wherever_the_reshape_put_the_free_dimension() {
+        let output = |shape: &[i64]| {
+            let elements = usize::try_from(shape.iter().product::<i64>()).unwrap();
+            let tensor = crate::tensor::Tensor::from_vec(Shape::new(shape), vec![0_u8; elements]).unwrap();
+            NamedTensor { name: "y".into(), tensor }
+        };
+        let mut moved = output(&[1, 2, 3, 2]);
+        restore_shape(&mut moved, &[-1, -1, 4], &[2, -1, 2], true).unwrap();
+        assert_eq!(moved.tensor.shape().dims(), [1, 3, 4]);
+        let mut scalar = output(&[5]);
+        restore_shape(&mut scalar, &[-1, 1], &[], true).unwrap();
+        assert_eq!(scalar.tensor.shape().dims(), [5, 1]);
+        let mut wrong = output(&[7]);
+        assert!(restore_shape(&mut wrong, &[6], &[2, 3], false).is_err());
     }
 }

@@ -13,7 +13,7 @@ fuzz_target!(|data: &[u8]| {
             Ok(parsed) => {
                 let mut config = parsed.config;
                 // Zeros that stand for defaults are written out before a configuration is shown.
-                config.normalize("model.onnx", InstanceKind::Cpu).expect("the defaults can always be written out");
+                config.normalize("model.onnx", InstanceKind::Cpu, 2).expect("the defaults can always be written out");
                 let printed = to_json(&config);
                 let read = from_json(printed.to_string().as_bytes()).expect("what is printed can be read back");
                 assert_eq!(read.config.inputs, config.inputs);

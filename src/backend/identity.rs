@@ -14,6 +14,9 @@ use crate::model_config::complete::{RuntimeSignature, TensorSignature};
 #[derive(Debug, Default)]
 pub struct Identity;
 
+/// The longest delay: it holds a thread of the device.
+const MAX_DELAY_MS: u64 = 60_000;
+
 /// Its name in `config.pbtxt`.
 pub const NAME: &str = "identity";
 
@@ -26,6 +29,10 @@ struct IdentityModel {
 impl Backend for Identity {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn known_parameters(&self) -> &'static [&'static str] {
+        &["execute_delay_ms"]
     }
 
     fn default_model_file(&self) -> &'static str {
@@ -51,9 +58,14 @@ impl Backend for Identity {
         }
         let delay = match config.parameters.get("execute_delay_ms") {
             None => Duration::ZERO,
-            Some(text) => Duration::from_millis(text.parse().map_err(|_| {
-                Error::invalid(format!("parameter execute_delay_ms is '{text}', expected whole milliseconds"))
-            })?),
+            Some(text) => match text.parse() {
+                Ok(delay @ 0..=MAX_DELAY_MS) => Duration::from_millis(delay),
+                _ => {
+                    return Err(Error::invalid(format!(
+                        "parameter execute_delay_ms is '{text}', expected whole milliseconds up to {MAX_DELAY_MS}"
+                    )));
+                }
+            },
         };
         let signature = |name: &str, data_type, dims: &[i64]| TensorSignature {
             name: name.to_owned(),
@@ -65,12 +77,12 @@ impl Backend for Identity {
                 inputs: config
                     .inputs
                     .iter()
-                    .map(|input| signature(&input.name, input.data_type, &input.dims))
+                    .map(|input| signature(&input.name, input.data_type, input.runtime_dims()))
                     .collect(),
                 outputs: config
                     .outputs
                     .iter()
-                    .map(|output| signature(&output.name, output.data_type, &output.dims))
+                    .map(|output| signature(&output.name, output.data_type, output.runtime_dims()))
                     .collect(),
                 optional_inputs: config
                     .inputs
@@ -113,9 +125,10 @@ impl ModelInstance for IdentityModel {
                 Some(input) if input.name == source.name => Some(input),
                 _ => batch.inputs.iter().find(|input| input.name == source.name),
             };
-            if let Some(input) = input {
-                outputs.push(NamedTensor { name: output.name.as_str().into(), tensor: input.tensor.clone() });
-            }
+            let input = input.ok_or_else(|| {
+                Error::invalid(format!("output '{}' is input '{}', which was left out", output.name, source.name))
+            })?;
+            outputs.push(NamedTensor { name: output.name.as_str().into(), tensor: input.tensor.clone() });
         }
         Ok(Execution { outputs, compute_start, compute_end })
     }

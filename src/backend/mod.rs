@@ -2,6 +2,10 @@
 //!
 //! *Architecture invariant:* only this folder (and the plugin crates in `backends/`) knows a runtime.
 
+#[cfg(any(test, feature = "test-util"))]
+pub mod conformance;
+#[cfg(any(test, feature = "test-util"))]
+pub mod gated;
 pub mod identity;
 pub mod onnxruntime;
 pub mod registry;
@@ -34,6 +38,11 @@ pub struct ModelFiles {
 pub trait Backend: Send + Sync {
     /// The name in `config.pbtxt`'s `backend` field.
     fn name(&self) -> &'static str;
+
+    /// The keys of `parameters` in a configuration that mean something to this backend.
+    fn known_parameters(&self) -> &'static [&'static str] {
+        &[]
+    }
 
     /// The file in a version folder that is loaded where `default_model_filename` is not set; empty for none.
     fn default_model_file(&self) -> &'static str;

@@ -1,11 +1,14 @@
 //! `roundhouse check`: what a model's configuration means, or where it is wrong.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::backend::{identity, onnxruntime};
 use crate::error::{Error, Result};
+use crate::lifecycle::loader::{choose_versions, guess_backend};
 use crate::model_config::{self, ModelConfig, UnknownFields, VersionPolicy};
-use crate::repository::layout;
+use crate::repository::local::Local;
+use crate::repository::{ModelManifest, ModelRepository, layout};
 
 /// What `roundhouse check` was asked.
 #[derive(Debug, clap::Args)]
@@ -17,104 +20,133 @@ pub struct CheckArgs {
     pub allow_unknown_fields: bool,
 }
 
-/// Checks and prints.
+/// Checks and prints: all models, the wrong ones too.
 ///
 /// # Errors
-/// `InvalidArgument` if a configuration is wrong; all are printed first.
+/// `InvalidArgument` if a configuration is wrong or there is no model.
 pub fn run(args: &CheckArgs) -> Result<()> {
     let unknown = if args.allow_unknown_fields { UnknownFields::Warn } else { UnknownFields::Deny };
-    let folders = folders(&args.path)?;
-    let mut out = std::io::stdout().lock();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .map_err(|error| Error::internal("cannot start the asynchronous runtime").with_source(error))?;
+    let manifests = runtime.block_on(manifests(&args.path))?;
+    let mut out = io::stdout().lock();
     let mut wrong = 0;
-    for folder in &folders {
-        wrong += usize::from(!check_one(&mut out, folder, unknown)?);
+    for manifest in &manifests {
+        let right = check_one(&mut out, manifest, unknown)
+            .map_err(|error| Error::internal("cannot write to standard output").with_source(error))?;
+        wrong += usize::from(!right);
     }
-    match (wrong, folders.len()) {
+    match (wrong, manifests.len()) {
         (0, _) => Ok(()),
-        (wrong, all) => Err(Error::invalid(format!("{wrong} of {all} model configurations are wrong"))),
+        (wrong, all) => Err(Error::invalid(format!("{wrong} of {all} models are wrong"))),
     }
 }
 
-/// The model folders at `path`: itself, or those in it.
-fn folders(path: &Path) -> Result<Vec<PathBuf>> {
-    let unreadable = |error| Error::invalid(format!("cannot read {}", path.display())).with_source(error);
-    if path.is_file() {
-        return Ok(vec![path.parent().map(Path::to_owned).unwrap_or_default()]);
+/// The models at `path`: the one whose folder or configuration it is, or those of the repository it is.
+async fn manifests(path: &Path) -> Result<Vec<ModelManifest>> {
+    let path = path
+        .canonicalize()
+        .map_err(|error| Error::invalid(format!("cannot read {}", path.display())).with_source(error))?;
+    let folder = if path.file_name().is_some_and(|name| name == layout::CONFIG) { path.parent() } else { Some(&*path) };
+    if let Some(folder) = folder
+        && let (Some(parent), Some(name)) = (folder.parent(), folder.file_name().and_then(|name| name.to_str()))
+        && let Ok(manifest) = Local::open(parent)?.resolve(name).await
+    {
+        return Ok(vec![manifest]);
     }
-    let is_model = |folder: &Path| folder.join(layout::CONFIG).is_file() || !versions(folder).is_empty();
-    if is_model(path) {
-        return Ok(vec![path.to_owned()]);
-    }
-    let mut found: Vec<_> = std::fs::read_dir(path)
-        .map_err(unreadable)?
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|folder| is_model(folder))
-        .collect();
-    found.sort();
-    if found.is_empty() {
+    let repository = Local::open(&path)?;
+    let names = repository.list().await?;
+    if names.is_empty() {
         return Err(Error::invalid(format!(
-            "{} holds no model: expected a {} or version folders such as 1/",
+            "{} holds no model: expected a {}, a model.onnx or version folders such as 1/",
             path.display(),
             layout::CONFIG
         )));
     }
-    Ok(found)
-}
-
-fn versions(folder: &Path) -> Vec<u64> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut versions: Vec<_> =
-        entries.filter_map(|entry| entry.file_name().to_str().and_then(layout::version)).collect();
-    versions.sort_unstable();
-    versions
-}
-
-/// Checks one folder; whether it is right.
-fn check_one(out: &mut impl Write, folder: &Path, unknown: UnknownFields) -> Result<bool> {
-    let broken_pipe = |error| Error::internal("cannot write to standard output").with_source(error);
-    let file = folder.join(layout::CONFIG);
-    let shown = file.display().to_string();
-    let Ok(text) = std::fs::read_to_string(&file) else {
-        writeln!(
-            out,
-            "{}: no {}; backend, inputs and outputs are read from the model itself",
-            folder.display(),
-            layout::CONFIG
-        )
-        .map_err(broken_pipe)?;
-        return Ok(true);
-    };
-    match model_config::parse(&text, unknown) {
-        Err(error) => {
-            writeln!(out, "{}", error.in_file(&shown)).map_err(broken_pipe)?;
-            Ok(false)
-        }
-        Ok(parsed) => {
-            for warning in &parsed.warnings {
-                writeln!(out, "{} (warning)", warning.in_file(&shown)).map_err(broken_pipe)?;
-            }
-            describe(out, &shown, &parsed.config, &versions(folder)).map_err(broken_pipe)?;
-            Ok(true)
-        }
+    let mut manifests = Vec::with_capacity(names.len());
+    for name in names {
+        manifests.push(repository.resolve(&name).await?);
     }
+    Ok(manifests)
 }
 
-fn describe(out: &mut impl Write, file: &str, config: &ModelConfig, versions: &[u64]) -> std::io::Result<()> {
-    writeln!(out, "{file}: ok")?;
-    let or = |text: &str, other: &str| if text.is_empty() { other.to_owned() } else { text.to_owned() };
-    writeln!(out, "  backend         {}", or(&config.backend, "by the model's file"))?;
+/// Checks one model; whether it is right.
+fn check_one(out: &mut impl Write, manifest: &ModelManifest, unknown: UnknownFields) -> io::Result<bool> {
+    let file = format!("{}/{}", manifest.name, layout::CONFIG);
+    let config = match manifest.config.as_deref().map(|text| model_config::parse(text, unknown)) {
+        Some(Err(error)) => {
+            writeln!(out, "{}", error.in_file(&file))?;
+            return Ok(false);
+        }
+        Some(Ok(parsed)) => {
+            for warning in &parsed.warnings {
+                writeln!(out, "{} (warning)", warning.in_file(&file))?;
+            }
+            parsed.config
+        }
+        None => ModelConfig::minimal(&manifest.name, ""),
+    };
+    let faults = faults(manifest, &config);
+    for fault in &faults {
+        writeln!(out, "{}: {fault}", manifest.name)?;
+    }
+    if faults.is_empty() {
+        describe(out, manifest, &config)?;
+    }
+    Ok(faults.is_empty())
+}
+
+/// What is wrong between the configuration and the files, as far as it shows without loading the model.
+fn faults(manifest: &ModelManifest, config: &ModelConfig) -> Vec<String> {
+    let mut faults = Vec::new();
+    let served = choose_versions(&config.version_policy, &manifest.versions);
+    if served.is_empty() {
+        faults.push(format!("version_policy leaves none of the versions {:?}", manifest.versions));
+    }
+    let backend = backend(manifest, config);
+    match backend {
+        "" => faults.push("names no backend and has no model.onnx to tell it by: set `backend`".to_owned()),
+        onnxruntime::NAME if manifest.bare_file.is_none() => {
+            let file =
+                if config.default_model_filename.is_empty() { "model.onnx" } else { &config.default_model_filename };
+            for version in served {
+                if !manifest.directory.join(version.to_string()).join(file).exists() {
+                    faults.push(format!("version {version} has no file {file}"));
+                }
+            }
+        }
+        onnxruntime::NAME | identity::NAME => {}
+        other => faults.push(format!(
+            "backend '{other}' is not offered, known are {} and {}",
+            onnxruntime::NAME,
+            identity::NAME
+        )),
+    }
+    faults
+}
+
+fn backend<'a>(manifest: &ModelManifest, config: &'a ModelConfig) -> &'a str {
+    if config.backend.is_empty() { guess_backend(manifest, config).unwrap_or_default() } else { &config.backend }
+}
+
+fn describe(out: &mut impl Write, manifest: &ModelManifest, config: &ModelConfig) -> io::Result<()> {
+    writeln!(out, "{}: ok", manifest.name)?;
+    writeln!(out, "  backend         {}", backend(manifest, config))?;
     let policy = match &config.version_policy {
         VersionPolicy::Latest(count) => format!("latest {count}"),
         VersionPolicy::All => "all".to_owned(),
         VersionPolicy::Specific(versions) => format!("{versions:?}"),
     };
-    writeln!(out, "  versions        {versions:?}, served: {policy}")?;
+    writeln!(out, "  versions        {:?}, served: {policy}", manifest.versions)?;
     let batch = match config.max_batch_size {
         0 => "none: dims are the whole shape".to_owned(),
         size => format!("up to {size}, a dimension before the dims below"),
     };
     writeln!(out, "  batch           {batch}")?;
+    if config.inputs.is_empty() || config.outputs.is_empty() {
+        writeln!(out, "  tensors         those not given here are read from the model")?;
+    }
     for input in &config.inputs {
         let optional = if input.optional { ", optional" } else { "" };
         writeln!(out, "  input           {} {}{:?}{optional}", input.name, input.data_type, input.dims)?;

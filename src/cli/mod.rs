@@ -4,10 +4,12 @@ pub mod check;
 pub mod runtime;
 pub mod serve;
 
+use std::path::Path;
+
 use crate::config::ServeOptions;
 use crate::error::Result;
 
-/// Thousands of models behind one endpoint on a few GPUs: loaded when asked for, evicted when their room is needed.
+/// Many models behind one endpoint, each loaded when it is asked for.
 #[derive(Debug, clap::Parser)]
 #[command(name = "roundhouse", version, max_term_width = 110)]
 pub struct Cli {
@@ -37,6 +39,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(options) => serve::run(*options),
         Command::Check(args) => check::run(&args),
+        Command::Runtime(args) if args.names_dir() => runtime::run(&args, Path::new("")),
         Command::Runtime(args) => runtime::run(&args, &crate::config::default_runtime_dir()?),
     }
 }

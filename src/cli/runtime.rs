@@ -22,6 +22,16 @@ pub struct RuntimeArgs {
     pub command: RuntimeCommand,
 }
 
+impl RuntimeArgs {
+    /// Whether the runtime folder is named, so that the default one need not be known.
+    #[must_use]
+    pub const fn names_dir(&self) -> bool {
+        match &self.command {
+            RuntimeCommand::Install(InstallArgs { dir, .. }) | RuntimeCommand::List(ListArgs { dir }) => dir.is_some(),
+        }
+    }
+}
+
 /// The subcommands of `roundhouse runtime`.
 #[derive(Debug, clap::Subcommand)]
 pub enum RuntimeCommand {

@@ -9,6 +9,9 @@ use crate::config::ServeOptions;
 use crate::error::{Error, Result};
 use crate::telemetry;
 
+/// Threads for what may block: loads, large JSON, compression.
+const BLOCKING_THREADS: usize = 64;
+
 /// Builds the server, serves, drains.
 ///
 /// # Errors
@@ -18,6 +21,7 @@ pub fn run(options: ServeOptions) -> Result<()> {
     telemetry::init(&config.log, config.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.io_threads)
+        .max_blocking_threads(BLOCKING_THREADS)
         .thread_name("io")
         .enable_all()
         .build()

@@ -12,14 +12,33 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use crate::config::RequestLimits;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::inference::Deadline;
 
 /// Tensors behind a JSON header of known length begin at a multiple of this, as kernels like them.
 const ALIGNMENT: usize = 64;
 
+/// A piece of a body shorter than this counts against the limit on pieces, in bytes.
+const CRUMB: usize = 64;
+
+/// The most that is set aside for a body before it comes, in bytes.
+const RESERVED: usize = 16 << 20;
+
 /// How much of a refused body is read and thrown away so that the connection can go on.
 const DRAIN_FACTOR: u64 = 2;
+
+/// What a request body may be.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyLimits {
+    /// Bytes.
+    pub bytes: usize,
+    /// Crumbs it may arrive in where no length was announced.
+    pub chunks: usize,
+    /// By when it must be there; a client that trickles holds memory.
+    pub deadline: Option<Deadline>,
+    /// The option that sets `bytes`, for the error.
+    pub flag: &'static str,
+}
 
 /// A response body: pieces, written in order with gathered writes.
 #[derive(Debug, Default)]
@@ -74,23 +93,34 @@ pub async fn read(
     mut body: Incoming,
     headers: &HeaderMap,
     header_length: Option<usize>,
-    limits: &RequestLimits,
+    limits: &BodyLimits,
 ) -> Result<Bytes> {
     let announced = body.size_hint().exact();
     if let Some(length) = announced
-        && length > limits.body_bytes as u64
+        && length > limits.bytes as u64
     {
         // Who waits for a go-ahead has not sent the body yet.
-        if !headers.contains_key(EXPECT) && length <= (limits.body_bytes as u64).saturating_mul(DRAIN_FACTOR) {
+        if !headers.contains_key(EXPECT) && length <= (limits.bytes as u64).saturating_mul(DRAIN_FACTOR) {
             drain(&mut body, length).await;
         }
         return Err(too_large(limits));
     }
-    let Some(first) = next_piece(&mut body).await? else { return Ok(Bytes::new()) };
-    if announced == Some(first.len() as u64) || body.is_end_stream() {
-        return Ok(first);
+    let rest = async {
+        let Some(first) = next_piece(&mut body).await? else { return Ok(Bytes::new()) };
+        if announced == Some(first.len() as u64) || body.is_end_stream() {
+            return Ok(first);
+        }
+        gather(body, first, announced, header_length, limits).await
+    };
+    let Some(deadline) = limits.deadline else { return rest.await };
+    tokio::pin!(rest);
+    // Small bodies come with the head: no timer for those.
+    if let Poll::Ready(whole) = futures_util::poll!(rest.as_mut()) {
+        return whole;
     }
-    gather(body, first, announced, header_length, limits).await
+    tokio::time::timeout_at(deadline.instant().into(), rest).await.unwrap_or_else(|_elapsed| {
+        Err(Error::new(ErrorKind::DeadlineExceeded, "the request body was not there by the request's deadline"))
+    })
 }
 
 async fn gather(
@@ -98,11 +128,11 @@ async fn gather(
     first: Bytes,
     announced: Option<u64>,
     header_length: Option<usize>,
-    limits: &RequestLimits,
+    limits: &BodyLimits,
 ) -> Result<Bytes> {
     let announced = announced.and_then(|length| usize::try_from(length).ok());
-    // Without an announced length the buffer grows as the body comes.
-    let capacity = announced.unwrap_or(first.len() * 4) + ALIGNMENT;
+    // What is announced is not believed beyond this: the buffer grows as the body comes.
+    let capacity = announced.unwrap_or(first.len() * 4).min(RESERVED) + ALIGNMENT;
     let mut whole = Vec::with_capacity(capacity);
     let skip = match header_length {
         Some(header) if announced.is_some() => {
@@ -114,12 +144,17 @@ async fn gather(
     whole.extend_from_slice(&first);
     let mut pieces = 1_usize;
     while let Some(piece) = next_piece(&mut body).await? {
-        pieces += 1;
-        if pieces > limits.body_chunks && announced.is_none() {
-            return Err(Error::too_large(format!("the body came in more than {} chunks", limits.body_chunks)));
+        // A long body in segments of the network's size is no abuse; one in crumbs is.
+        pieces += usize::from(piece.len() < CRUMB);
+        if pieces > limits.chunks && announced.is_none() {
+            drain(&mut body, limits.bytes as u64).await;
+            return Err(Error::too_large(format!(
+                "the body came in more than {} pieces of under {CRUMB} bytes",
+                limits.chunks
+            )));
         }
-        if whole.len() - skip + piece.len() > limits.body_bytes {
-            drain(&mut body, limits.body_bytes as u64).await;
+        if whole.len() - skip + piece.len() > limits.bytes {
+            drain(&mut body, limits.bytes as u64).await;
             return Err(too_large(limits));
         }
         whole.extend_from_slice(&piece);
@@ -156,8 +191,8 @@ async fn drain(body: &mut Incoming, limit: u64) {
     }
 }
 
-fn too_large(limits: &RequestLimits) -> Error {
-    Error::too_large(format!("the request body is larger than --max-body-bytes {}", limits.body_bytes))
+fn too_large(limits: &BodyLimits) -> Error {
+    Error::too_large(format!("the request body is larger than {} {}", limits.flag, limits.bytes))
 }
 
 /// The announced length of a body, if it is a number.

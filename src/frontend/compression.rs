@@ -11,8 +11,8 @@ use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderValue};
 
 use crate::error::{Error, Result};
 
-/// Bodies from this size on are compressed and expanded where blocking is allowed.
-const LARGE: usize = 256 << 10;
+/// Bodies from this size on are compressed where blocking is allowed.
+const LARGE: usize = 32 << 10;
 
 /// How a body is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +97,8 @@ pub async fn expand(encoding: Encoding, body: Bytes, limit: usize) -> Result<Byt
     if encoding == Encoding::Identity {
         return Ok(body);
     }
-    off_the_io_threads(body.len() >= LARGE / 4, move || expand_blocking(encoding, &body, limit)).await
+    // A kilobyte may become a megabyte, which takes about a millisecond.
+    off_the_io_threads(body.len() > 1 << 10, move || expand_blocking(encoding, &body, limit)).await
 }
 
 fn expand_blocking(encoding: Encoding, body: &[u8], limit: usize) -> Result<Bytes> {
@@ -110,7 +111,9 @@ fn expand_blocking(encoding: Encoding, body: &[u8], limit: usize) -> Result<Byte
     };
     result.map_err(|error| Error::invalid("the request body cannot be decompressed").with_source(error))?;
     if expanded.len() > limit {
-        return Err(Error::too_large(format!("the request body is larger than {limit} bytes when decompressed")));
+        return Err(Error::too_large(format!(
+            "the request body is larger than --max-json-bytes {limit} when decompressed"
+        )));
     }
     Ok(expanded.into())
 }

@@ -279,7 +279,7 @@ mod tests {
         let signature =
             RuntimeSignature { inputs: vec![tensor("x")], outputs: vec![tensor("y")], ..RuntimeSignature::default() };
         config.complete(&signature).unwrap();
-        config.normalize("model.onnx", InstanceKind::Cpu).unwrap();
+        config.normalize("model.onnx", InstanceKind::Cpu, 1).unwrap();
         let expected = json!({
             "name": "digits", "platform": "", "backend": "onnxruntime", "runtime": "",
             "version_policy": {"latest": {"num_versions": 1}}, "max_batch_size": 0,
@@ -313,7 +313,7 @@ mod tests {
             output { name: 'y' data_type: TYPE_INT64 dims: 1 reshape { shape: [] } }
             parameters { key: 'a' value { string_value: 'b' } } version_policy { specific { versions: [1, 3] } }";
         let mut config = parse(text, UnknownFields::Deny).unwrap().config;
-        config.normalize("model.onnx", InstanceKind::Cpu).unwrap();
+        config.normalize("model.onnx", InstanceKind::Cpu, 1).unwrap();
         let printed = to_json(&config).to_string();
         let parsed = from_json(printed.as_bytes()).unwrap();
         assert_eq!(parsed.warnings, []);

@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -11,33 +13,45 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long a client may take to send the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may be idle, or take to send the head of a request: longer than the idle time of the usual
+/// proxies and load balancers before us (60 s), so that they close first.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// The largest head of a request plus what is read ahead of a body.
 const BUFFER: usize = 512 << 10;
 
-/// Serves HTTP/1.1 on `listener` until `shutdown`, one task a connection, each tracked by `connections`. At shutdown
+/// Serves HTTP/1.1 on `listener` until `shutdown`, at most `limit` connections, one task each, each tracked by `connections`. At shutdown
 /// no connection is accepted any more, and each ends after the request it is at.
-pub async fn serve<H, F, B>(listener: TcpListener, handler: H, shutdown: CancellationToken, connections: TaskTracker)
-where
+pub async fn serve<H, F, B>(
+    listener: TcpListener,
+    handler: H,
+    shutdown: CancellationToken,
+    connections: TaskTracker,
+    limit: usize,
+) where
     H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let places = Arc::new(Semaphore::new(limit.clamp(1, Semaphore::MAX_PERMITS)));
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = accept(&listener, &places) => accepted,
             () = shutdown.cancelled() => return,
         };
         match accepted {
-            Ok((stream, _peer)) => {
-                connections.spawn(converse(stream, handler.clone(), shutdown.clone()));
+            Ok((stream, place)) => {
+                let conversation = converse(stream, handler.clone(), shutdown.clone());
+                connections.spawn(async move {
+                    conversation.await;
+                    drop(place);
+                });
             }
             Err(error) => {
                 // Out of file descriptors, mostly: connections that end make room.
@@ -46,6 +60,13 @@ where
             }
         }
     }
+}
+
+/// The next connection, once there is a place for it; until then it waits in the system's queue.
+async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _peer) = listener.accept().await?;
+    Ok((stream, place))
 }
 
 async fn converse<H, F, B>(stream: TcpStream, handler: H, shutdown: CancellationToken)

@@ -56,6 +56,16 @@ pub fn error_response(error: &Error) -> http::Response<Body> {
     response
 }
 
+/// The answer to a method that a path does not have.
+#[must_use]
+pub fn method_not_allowed() -> http::Response<Body> {
+    let mut response =
+        http::Response::new(Body::full(tensor_json::encode_error("Method Not Allowed", "method_not_allowed")));
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
 /// An error on its way out of a handler.
 pub struct Failure(pub Error);
 

@@ -26,6 +26,8 @@ pub(super) enum Outcome {
     Done,
     /// With an error for everybody who waited.
     Failed(Error),
+    /// There is no such model.
+    Absent,
     /// Not at all: nobody waited any more. Who joined too late asks again.
     Abandoned,
 }
@@ -36,6 +38,7 @@ pub(super) struct Flight {
     outcome: watch::Sender<Option<Outcome>>,
     waiters: AtomicUsize,
     insisted: AtomicBool,
+    begun: AtomicBool,
 }
 
 impl Flight {
@@ -45,6 +48,7 @@ impl Flight {
             outcome: watch::Sender::new(None),
             waiters: AtomicUsize::new(0),
             insisted: AtomicBool::new(false),
+            begun: AtomicBool::new(false),
         })
     }
 
@@ -62,6 +66,19 @@ impl Flight {
     /// Whether somebody waits, or insisted.
     pub(super) fn is_wanted(&self) -> bool {
         self.insisted.load(Ordering::Acquire) || self.waiters.load(Ordering::Acquire) > 0
+    }
+
+    /// Says that the repository is about to be asked: what changes there from now on may be missed.
+    pub(super) fn begin(&self) {
+        self.begun.store(true, Ordering::Release);
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.outcome.borrow().is_some()
     }
 
     pub(super) fn finish(&self, outcome: Outcome) {

@@ -1,10 +1,12 @@
 //! From a name to loaded versions: resolve, read the configuration, choose versions, load, complete, make instances.
 
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use smallvec::SmallVec;
+use tokio::sync::Semaphore;
 
 use super::handle::{LoadedVersion, TensorMetadata};
 use crate::backend::registry::BackendRegistry;
@@ -22,6 +24,9 @@ use crate::sync::PinCount;
 
 /// The largest file of class names, in bytes.
 const MAX_LABEL_BYTES: u64 = 16 << 20;
+
+/// The most instances of one version.
+const MAX_INSTANCES: usize = 1024;
 
 /// A device and the threads that run on it.
 #[derive(Clone)]
@@ -71,10 +76,11 @@ struct Plan {
 impl Loader {
     /// Loads `name`, with the repository's configuration or the given one. `wanted` is asked between steps.
     pub(super) async fn load(
-        &self,
+        self: &Arc<Self>,
         name: &Arc<str>,
         given: Option<ModelConfig>,
         wanted: &(dyn Fn() -> bool + Sync),
+        permits: &Semaphore,
     ) -> Result<Versions, LoadError> {
         let began = Instant::now();
         let failed = |versions: &[Version]| {
@@ -83,25 +89,33 @@ impl Loader {
         };
         let manifest = self.repository.resolve(name).await.map_err(failed(&[]))?;
         let known = manifest.versions.clone();
-        let (plan, versions) = self.plan(name, manifest, given).map_err(failed(&known))?;
+        let planned = {
+            let (loader, name) = (Arc::clone(self), Arc::clone(name));
+            tokio::task::spawn_blocking(move || loader.plan(&name, manifest, given)).await
+        };
+        let planned = planned.unwrap_or_else(|panic| Err(panicked(panic)));
+        let (plan, versions) = planned.map_err(failed(&known))?;
+        // Many may look a name up at once; this many may load. Closed only with the process.
+        let _permit = permits.acquire().await;
         let plan = Arc::new(plan);
         let mut loaded = Versions::new();
         for &version in &versions {
             if !wanted() {
+                discard(loaded).await;
                 return Err(LoadError::Abandoned);
             }
             let plan = Arc::clone(&plan);
             let result = tokio::task::spawn_blocking(move || load_version(&plan, version, began)).await;
-            let result = result.unwrap_or_else(|panic| {
-                Err(Error::internal("the runtime panicked while it loaded the model").with_source(panic))
-            });
-            match result {
+            match result.unwrap_or_else(|panic| Err(panicked(panic))) {
                 Ok(version) => loaded.push(Arc::new(version)),
-                // What has been loaded of the others goes again: a model comes as a whole.
-                Err(error) => return Err(LoadError::Failed { versions, error }),
+                Err(error) => {
+                    discard(loaded).await;
+                    return Err(LoadError::Failed { versions, error });
+                }
             }
         }
-        if wanted() { Ok(loaded) } else { Err(LoadError::Abandoned) }
+        // What is loaded is kept, whoever left meanwhile: the next caller finds it.
+        Ok(loaded)
     }
 
     fn plan(
@@ -137,6 +151,9 @@ impl Loader {
             )));
         }
         let backend = Arc::clone(self.backends.get(&config.backend)?);
+        for key in config.parameters.keys().filter(|key| !backend.known_parameters().contains(&key.as_str())) {
+            tracing::warn!(model = %name, "parameter '{key}' means nothing to the {} backend and has no effect", config.backend);
+        }
         let place = self.place(name, &config)?;
         let policy = config.dynamic_batching.as_ref().map(|batching| &batching.default_queue_policy);
         let queue_capacity = match policy.map_or(0, |policy| policy.max_queue_size) {
@@ -165,7 +182,19 @@ impl Loader {
     }
 }
 
-fn guess_backend(manifest: &ModelManifest, config: &ModelConfig) -> Option<&'static str> {
+/// Frees what was loaded of a model that does not come to be: it comes as a whole or not at all.
+async fn discard(loaded: Versions) {
+    // It is gone either way.
+    let _freed = tokio::task::spawn_blocking(move || drop(loaded)).await;
+}
+
+fn panicked(panic: tokio::task::JoinError) -> Error {
+    Error::internal("loading the model panicked").with_source(panic)
+}
+
+/// The backend that reads the model's file, where the configuration names none.
+#[must_use]
+pub fn guess_backend(manifest: &ModelManifest, config: &ModelConfig) -> Option<&'static str> {
     let bare = manifest.bare_file.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
     if let Some(file) = bare {
         return layout::backend_of(file);
@@ -177,7 +206,9 @@ fn guess_backend(manifest: &ModelManifest, config: &ModelConfig) -> Option<&'sta
     layout::MODEL_FILES.iter().find(|(file, _, _)| latest.join(file).exists()).map(|(_, _, backend)| *backend)
 }
 
-fn choose_versions(policy: &VersionPolicy, available: &[Version]) -> Vec<Version> {
+/// The versions of `available` (ascending) that a policy serves.
+#[must_use]
+pub fn choose_versions(policy: &VersionPolicy, available: &[Version]) -> Vec<Version> {
     match policy {
         VersionPolicy::All => available.to_vec(),
         VersionPolicy::Latest(count) => {
@@ -206,9 +237,17 @@ fn load_version(plan: &Plan, version: Version, began: Instant) -> Result<LoadedV
     };
     let instances = config.instance_groups.iter().map(|group| group.count as usize).sum();
     let instances = if instances == 0 { plan.place.threads } else { instances };
+    if instances > MAX_INSTANCES {
+        return Err(Error::invalid(format!(
+            "instance_group asks for {instances} instances, at most {MAX_INSTANCES} are made"
+        )));
+    }
     config.complete(model.signature())?;
-    config.normalize(plan.backend.default_model_file(), kind)?;
-    let (inputs, outputs, output_indexes) = describe(&config, model.signature(), &files.directory)?;
+    let count = u32::try_from(instances).unwrap_or(u32::MAX);
+    config.normalize(plan.backend.default_model_file(), kind, count)?;
+    // A bare file in the repository's root has the whole repository for its folder.
+    let folder = plan.manifest.owns_directory().then_some(files.directory.as_path());
+    let (inputs, outputs, output_indexes) = describe(&config, model.signature(), folder)?;
     let statistics = Arc::new(ModelStatistics::default());
     let executor = plan.place.executor.clone();
     let queue = ModelQueue::new(model, instances, plan.queue_capacity, executor, Arc::clone(&statistics))?;
@@ -234,7 +273,7 @@ fn load_version(plan: &Plan, version: Version, began: Instant) -> Result<LoadedV
 
 type Described = (Vec<TensorMetadata>, Vec<TensorMetadata>, SmallVec<[usize; 4]>);
 
-fn describe(config: &ModelConfig, signature: &RuntimeSignature, directory: &Path) -> Result<Described> {
+fn describe(config: &ModelConfig, signature: &RuntimeSignature, directory: Option<&Path>) -> Result<Described> {
     let inputs = config
         .inputs
         .iter()
@@ -263,14 +302,15 @@ fn describe(config: &ModelConfig, signature: &RuntimeSignature, directory: &Path
             labels: if output.label_filename.is_empty() {
                 Vec::new()
             } else {
-                read_labels(&directory.join(&output.label_filename), &output.label_filename)?
+                read_labels(directory, &output.label_filename)?
             },
         });
     }
     Ok((inputs, outputs, indexes))
 }
 
-fn read_labels(path: &PathBuf, name: &str) -> Result<Vec<String>> {
+/// The lines of a file of class names, which must lie in the model's folder, links followed.
+fn read_labels(folder: Option<&Path>, name: &str) -> Result<Vec<String>> {
     let failed = |error: std::io::Error| {
         let kind = if error.kind() == std::io::ErrorKind::NotFound {
             ErrorKind::InvalidArgument
@@ -279,12 +319,21 @@ fn read_labels(path: &PathBuf, name: &str) -> Result<Vec<String>> {
         };
         Error::new(kind, format!("cannot read label_filename '{name}'")).with_source(error)
     };
-    let size = std::fs::metadata(path).map_err(failed)?.len();
-    if size > MAX_LABEL_BYTES {
+    let Some(folder) = folder else {
+        return Err(Error::invalid(format!("label_filename '{name}': a bare model file has no folder to look in")));
+    };
+    let folder = folder.canonicalize().map_err(failed)?;
+    let path = folder.join(name).canonicalize().map_err(failed)?;
+    if !path.starts_with(&folder) || !path.is_file() {
+        return Err(Error::invalid(format!("label_filename '{name}' is no file in the model's folder")));
+    }
+    let mut text = String::new();
+    let file = std::fs::File::open(&path).map_err(failed)?;
+    file.take(MAX_LABEL_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_LABEL_BYTES {
         return Err(Error::too_large(format!("label_filename '{name}' is larger than {MAX_LABEL_BYTES} bytes")));
     }
-    let text = std::fs::read_to_string(path).map_err(failed)?;
-    Ok(text.lines().map(|line| line.trim_end_matches('\r').to_owned()).collect())
+    Ok(text.lines().map(str::to_owned).collect())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub mod loader;
 mod slot;
 pub mod state;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,7 +49,7 @@ pub struct ManagerOptions {
 pub struct ModelManager(Arc<Shared>);
 
 struct Shared {
-    loader: Loader,
+    loader: Arc<Loader>,
     options: ManagerOptions,
     metrics: Arc<ServerMetrics>,
     models: ArcSwap<Snapshot>,
@@ -69,7 +70,7 @@ impl ModelManager {
     #[must_use]
     pub fn new(loader: Loader, options: ManagerOptions, metrics: Arc<ServerMetrics>) -> Self {
         Self(Arc::new(Shared {
-            loader,
+            loader: Arc::new(loader),
             options,
             metrics,
             models: ArcSwap::from_pointee(Snapshot::new()),
@@ -119,8 +120,11 @@ impl ModelManager {
         check_name(name)?;
         let began = Instant::now();
         loop {
-            let Some(slot) = self.slot(name) else { return Err(unknown(name, version)) };
-            let waiter = match slot.enter(Operation::Load, self.0.options.load_retry) {
+            if self.0.options.control == ModelControl::Explicit && !self.0.models.load().contains_key(name) {
+                return Err(unknown(name, version));
+            }
+            let slot = self.slot(name);
+            let waiter = match slot.enter_if_absent(self.0.options.load_retry) {
                 Entered::Wait(waiter) => waiter,
                 Entered::Lead(waiter) => {
                     if self.0.options.control == ModelControl::Explicit {
@@ -131,10 +135,19 @@ impl ModelManager {
                     self.start_load(&slot, waiter.flight(), None);
                     waiter
                 }
-                Entered::FailedLately(error) => return Err(error),
+                Entered::FailedLately(error) => return Err(unavailable(name, error)),
+                Entered::Ready => match slot.pin(version)? {
+                    Some(handle) => return Ok(handle),
+                    None => continue,
+                },
+                Entered::Forgotten => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
             };
             match waiter.outcome().await? {
-                Outcome::Failed(error) => return Err(error),
+                Outcome::Failed(error) => return Err(unavailable(name, error)),
+                Outcome::Absent => return Err(unknown(name, version)),
                 Outcome::Done | Outcome::Abandoned => {}
             }
             if let Some(handle) = slot.pin(version)? {
@@ -152,21 +165,27 @@ impl ModelManager {
     pub async fn load(&self, name: &str, config: Option<ModelConfig>) -> Result<()> {
         check_name(name)?;
         loop {
-            let Some(slot) = self.slot(name) else { return Err(unknown(name, None)) };
-            let (waiter, leads) = match slot.enter(Operation::Load, Duration::ZERO) {
+            let slot = self.slot(name);
+            let (waiter, leads) = match slot.enter(Operation::Load) {
                 Entered::Lead(waiter) => (waiter, true),
                 Entered::Wait(waiter) => (waiter, false),
                 Entered::FailedLately(error) => return Err(error),
+                Entered::Ready | Entered::Forgotten => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
             };
-            let is_load = waiter.flight().operation == Operation::Load;
+            // A load that has not looked at the repository yet sees what our caller put there.
+            let serves = leads
+                || (waiter.flight().operation == Operation::Load && config.is_none() && !waiter.flight().has_begun());
             if leads {
                 self.start_load(&slot, waiter.flight(), config.clone());
             }
             waiter.flight().insist();
             match waiter.outcome().await? {
-                Outcome::Failed(error) => return Err(error),
-                // A load under way that somebody else asked for serves us too, unless we bring a configuration.
-                Outcome::Done if is_load && (leads || config.is_none()) => return Ok(()),
+                Outcome::Failed(error) => return Err(error.wrap(format!("model '{name}' cannot be loaded"))),
+                Outcome::Absent => return Err(unknown(name, None)),
+                Outcome::Done if serves => return Ok(()),
                 Outcome::Done | Outcome::Abandoned => {}
             }
         }
@@ -180,17 +199,18 @@ impl ModelManager {
         check_name(name)?;
         loop {
             let Some(slot) = self.0.models.load().get(name).cloned() else { return Ok(()) };
-            let waiter = match slot.enter(Operation::Unload, Duration::ZERO) {
+            let waiter = match slot.enter(Operation::Unload) {
                 Entered::Lead(waiter) => {
                     let flight = Arc::clone(waiter.flight());
                     let (manager, slot) = (self.clone(), Arc::clone(&slot));
                     drop(tokio::spawn(async move {
+                        let _guard = slot.guard(&flight);
                         slot.unload(&flight, &manager.0.metrics).await;
                     }));
                     waiter
                 }
                 Entered::Wait(waiter) => waiter,
-                Entered::FailedLately(_) => return Ok(()),
+                Entered::FailedLately(_) | Entered::Ready | Entered::Forgotten => return Ok(()),
             };
             let operation = waiter.flight().operation;
             waiter.outcome().await?;
@@ -198,6 +218,12 @@ impl ModelManager {
                 return Ok(());
             }
         }
+    }
+
+    /// The versions of one model that are in memory, if any is.
+    #[must_use]
+    pub fn resident_model(&self, name: &str) -> Option<Arc<Resident>> {
+        self.0.models.load().get(name).and_then(|slot| slot.resident())
     }
 
     /// Every model in memory.
@@ -220,12 +246,11 @@ impl ModelManager {
                 IndexEntry { name, versions }
             })
             .collect();
-        for (name, slot) in models.iter() {
-            if entries.binary_search_by(|entry| entry.name.as_str().cmp(name)).is_err() {
-                let versions = slot.states();
-                if !versions.is_empty() {
-                    entries.push(IndexEntry { name: name.to_string(), versions });
-                }
+        let listed: HashSet<String> = entries.iter().map(|entry| entry.name.clone()).collect();
+        for (name, slot) in models.iter().filter(|(name, _)| !listed.contains(&***name)) {
+            let versions = slot.states();
+            if !versions.is_empty() {
+                entries.push(IndexEntry { name: name.to_string(), versions });
             }
         }
         entries.sort_by(|one, other| one.name.cmp(&other.name));
@@ -246,10 +271,10 @@ impl ModelManager {
         &self.0.loader
     }
 
-    /// The slot of `name`, made if it is not there; `None` only where a name can have no slot.
-    fn slot(&self, name: &str) -> Option<Arc<Slot>> {
+    /// The slot of `name`, made if it is not there.
+    fn slot(&self, name: &str) -> Arc<Slot> {
         if let Some(slot) = self.0.models.load().get(name) {
-            return Some(Arc::clone(slot));
+            return Arc::clone(slot);
         }
         let name: Arc<str> = name.into();
         let fresh = Arc::new(Slot::new(Arc::clone(&name)));
@@ -260,13 +285,18 @@ impl ModelManager {
                 Arc::new(models.update(name.clone(), fresh.clone()))
             }
         });
-        self.0.models.load().get(&name).cloned()
+        // Where another's slot was there first and is gone again, ours is as good: who enters it finds it unlisted, which
+        // is how it would be a moment later.
+        self.0.models.load().get(&name).cloned().unwrap_or_else(|| {
+            fresh.forget_if_empty();
+            fresh
+        })
     }
 
     /// Forgets a slot that holds nothing worth knowing, so that requests for names that do not exist cost no memory.
     fn forget_if_empty(&self, slot: &Arc<Slot>) {
         self.0.models.rcu(|models| match models.get(&slot.name) {
-            Some(known) if Arc::ptr_eq(known, slot) && slot.is_forgettable() => Arc::new(models.without(&slot.name)),
+            Some(known) if Arc::ptr_eq(known, slot) && slot.forget_if_empty() => Arc::new(models.without(&slot.name)),
             _ => Arc::clone(models),
         });
     }
@@ -274,11 +304,22 @@ impl ModelManager {
     fn start_load(&self, slot: &Arc<Slot>, flight: &Arc<flight::Flight>, config: Option<ModelConfig>) {
         let (manager, slot, flight) = (self.clone(), Arc::clone(slot), Arc::clone(flight));
         drop(tokio::spawn(async move {
+            let _guard = slot.guard(&flight);
             let shared = &*manager.0;
-            // Closed only with the process.
-            let _permit = shared.load_permits.acquire().await;
-            slot.load(&flight, &shared.loader, config, &shared.metrics, || manager.forget_if_empty(&slot)).await;
+            slot.load(&flight, &shared.loader, config, &shared.load_permits, &shared.metrics).await;
+            manager.forget_if_empty(&slot);
         }));
+    }
+}
+
+/// A load's error as it meets a request for inference: what is wrong with a model is no fault of its caller.
+fn unavailable(name: &str, error: Error) -> Error {
+    let text = format!("model '{name}' cannot be loaded");
+    match error.kind() {
+        ErrorKind::InvalidArgument | ErrorKind::TooLarge | ErrorKind::NotFound | ErrorKind::AlreadyLoaded => {
+            Error::not_ready(text).with_source(error).with_retryable(false)
+        }
+        _ => error.wrap(text),
     }
 }
 

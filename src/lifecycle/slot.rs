@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::{RwLock, Semaphore};
 
 use super::flight::{Flight, Operation, Outcome, Waiter};
 use super::handle::{ModelHandle, Resident};
@@ -20,10 +21,14 @@ pub(super) struct Slot {
     pub(super) name: Arc<str>,
     resident: ArcSwapOption<Resident>,
     control: Mutex<Control>,
+    /// Held for reading while a copy that a reload replaced is being freed; an unload waits for them all.
+    departing: Arc<RwLock<()>>,
 }
 
 #[derive(Default)]
 struct Control {
+    /// Whether the slot is out of the manager's map, or about to be: nothing begins in it any more.
+    forgotten: bool,
     flight: Option<Arc<Flight>>,
     states: VersionStates,
     failed: Option<(Instant, Error)>,
@@ -37,11 +42,15 @@ pub(super) enum Entered {
     Wait(Waiter),
     /// It failed so lately that it is not tried again.
     FailedLately(Error),
+    /// The model came into memory meanwhile.
+    Ready,
+    /// The slot has just been forgotten: look for the model's slot again.
+    Forgotten,
 }
 
 impl Slot {
     pub(super) fn new(name: Arc<str>) -> Self {
-        Self { name, resident: ArcSwapOption::empty(), control: Mutex::default() }
+        Self { name, resident: ArcSwapOption::empty(), control: Mutex::default(), departing: Arc::default() }
     }
 
     /// Pins a version if the model is in memory.
@@ -65,9 +74,25 @@ impl Slot {
         self.control.lock().states.rows().to_vec()
     }
 
+    /// Joins the operation under way, or becomes the leader of a load, unless the model is in memory: whoever saw it
+    /// absent before may have seen the time before a load that has ended.
+    pub(super) fn enter_if_absent(&self, remember: Duration) -> Entered {
+        let control = self.control.lock();
+        if control.flight.is_none() && self.resident.load().is_some() {
+            return Entered::Ready;
+        }
+        Self::enter_locked(control, Operation::Load, remember)
+    }
+
     /// Joins the operation under way, or becomes the leader of a new one.
-    pub(super) fn enter(&self, operation: Operation, remember: Duration) -> Entered {
-        let mut control = self.control.lock();
+    pub(super) fn enter(&self, operation: Operation) -> Entered {
+        Self::enter_locked(self.control.lock(), operation, Duration::ZERO)
+    }
+
+    fn enter_locked(mut control: MutexGuard<'_, Control>, operation: Operation, remember: Duration) -> Entered {
+        if control.forgotten {
+            return Entered::Forgotten;
+        }
         if let Some(flight) = &control.flight {
             return Entered::Wait(flight.join());
         }
@@ -90,20 +115,28 @@ impl Slot {
         }
     }
 
-    /// Whether nothing would be lost with this slot.
-    pub(super) fn is_forgettable(&self) -> bool {
-        let control = self.control.lock();
-        control.flight.is_none() && control.states.rows().is_empty() && self.resident.load().is_none()
+    /// Takes care that a flight ends whatever becomes of the task that carries it out.
+    pub(super) fn guard(self: &Arc<Self>, flight: &Arc<Flight>) -> FlightGuard {
+        FlightGuard { slot: Arc::clone(self), flight: Arc::clone(flight) }
     }
 
-    /// Carries out a load as its leader. `forget` is called if the model turns out not to exist.
+    /// Closes the slot if nothing would be lost with it, and says whether it is closed: whoever holds it yet cannot load a
+    /// model into a slot that nobody finds.
+    pub(super) fn forget_if_empty(&self) -> bool {
+        let mut control = self.control.lock();
+        control.forgotten =
+            control.flight.is_none() && control.states.rows().is_empty() && self.resident.load().is_none();
+        control.forgotten
+    }
+
+    /// Carries out a load as its leader. The slot may turn out to hold nothing worth knowing.
     pub(super) async fn load(
         &self,
         flight: &Arc<Flight>,
-        loader: &Loader,
+        loader: &Arc<Loader>,
         config: Option<ModelConfig>,
+        permits: &Semaphore,
         metrics: &ServerMetrics,
-        forget: impl FnOnce(),
     ) {
         let began = Instant::now();
         // A reload shows as Ready: the old copy answers on.
@@ -111,11 +144,13 @@ impl Slot {
             self.control.lock().states.loading();
         }
         let wanted = || flight.is_wanted();
-        let loaded = if wanted() { loader.load(&self.name, config, &wanted).await } else { Err(LoadError::Abandoned) };
+        flight.begin();
+        let loaded = loader.load(&self.name, config, &wanted, permits).await;
         match loaded {
             Ok(versions) => {
                 let numbers: Vec<_> = versions.iter().map(|loaded| loaded.id.version).collect();
                 let fresh = Arc::new(Resident { versions });
+                let departing = Arc::clone(&self.departing).read_owned().await;
                 let old = {
                     let mut control = self.control.lock();
                     control.states.loaded(&numbers);
@@ -128,46 +163,46 @@ impl Slot {
                 if old.is_none() {
                     metrics.resident.increment(1.0);
                 }
-                tracing::info!(model = %self.name, versions = ?numbers, ms = began.elapsed().as_millis(), "model loaded");
+                tracing::info!(model = %self.name, versions = ?numbers, ms = millis(began), "model loaded");
                 flight.finish(Outcome::Done);
-                // The old copy ends when its last request does; nobody has to wait for that.
+                // The old copy ends when its last request does; only an unload has to wait for that.
                 if let Some(old) = old {
-                    dispose(&old).await;
+                    drop(tokio::spawn(async move {
+                        dispose(&old).await;
+                        drop(departing);
+                    }));
                 }
             }
             Err(LoadError::Failed { versions, error }) => {
                 let absent = error.kind() == ErrorKind::NotFound && versions.is_empty();
-                let error = if absent {
-                    Error::not_found(format!("Request for unknown model: '{}' is not found", self.name))
+                if absent {
+                    metrics.loads_not_found.increment(1);
+                    tracing::debug!(model = %self.name, "no such model");
                 } else {
-                    error.wrap(format!("model '{}' cannot be loaded", self.name))
-                };
-                metrics.loads_failed.increment(1);
-                tracing::warn!(model = %self.name, kind = error.kind().code(), error = %error.report(), "load failed");
+                    metrics.loads_failed.increment(1);
+                    tracing::warn!(model = %self.name, kind = error.kind().code(), error = %error.report(), "load failed");
+                }
                 {
                     let mut control = self.control.lock();
-                    if absent {
+                    let resident = self.resident.load().is_some();
+                    // Nothing is remembered of names that are not known to be models: anybody can make those up.
+                    let unknown = absent || (versions.is_empty() && error.kind() == ErrorKind::RepositoryFailed);
+                    if unknown && !resident {
                         control.states = VersionStates::default();
-                        if self.resident.load().is_some() {
-                            control.states.failed(&[], &error.report());
-                        }
                     } else {
                         control.states.failed(&versions, &error.report());
-                        control.failed = Some((Instant::now(), error.clone()));
+                        control.failed = (!absent).then(|| (Instant::now(), error.clone()));
                     }
                     control.flight = None;
                 }
-                if absent {
-                    forget();
-                }
-                flight.finish(Outcome::Failed(error));
+                flight.finish(if absent { Outcome::Absent } else { Outcome::Failed(error) });
             }
             Err(LoadError::Abandoned) => {
                 metrics.loads_cancelled.increment(1);
                 tracing::info!(model = %self.name, "load abandoned: nobody waits for it any more");
                 let mut control = self.control.lock();
                 if self.resident.load().is_none() {
-                    control.states.all(ModelState::Unavailable, "load abandoned");
+                    control.states.abandoned();
                 }
                 control.flight = None;
                 drop(control);
@@ -186,6 +221,7 @@ impl Slot {
         };
         if let Some(old) = &old {
             dispose(old).await;
+            drop(self.departing.write().await);
             metrics.unloads.increment(1);
             metrics.resident.decrement(1.0);
             tracing::info!(model = %self.name, "model unloaded");
@@ -197,6 +233,33 @@ impl Slot {
         }
         flight.finish(Outcome::Done);
     }
+}
+
+/// Ends a flight that its task left open, by a panic: nobody waits for ever, and the model can be loaded again.
+pub(super) struct FlightGuard {
+    slot: Arc<Slot>,
+    flight: Arc<Flight>,
+}
+
+impl Drop for FlightGuard {
+    fn drop(&mut self) {
+        if self.flight.is_finished() {
+            return;
+        }
+        let text = format!("an operation on model '{}' broke off", self.slot.name);
+        {
+            let mut control = self.slot.control.lock();
+            if self.slot.resident.load().is_none() {
+                control.states.all(ModelState::Unavailable, &text);
+            }
+            control.flight = None;
+        }
+        self.flight.finish(Outcome::Failed(Error::internal(text)));
+    }
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Frees all versions of a model that is out of its slot, once their last handles are gone.

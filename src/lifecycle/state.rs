@@ -96,6 +96,12 @@ impl VersionStates {
         }
     }
 
+    /// A load that nobody waited for any more, where nothing answers. A model that was never loaded leaves no row.
+    pub fn abandoned(&mut self) {
+        self.0.retain(|row| row.version.is_some());
+        self.all(ModelState::Unavailable, "load abandoned");
+    }
+
     /// Every version into `state`.
     pub fn all(&mut self, state: ModelState, reason: &str) {
         for row in &mut self.0 {
@@ -130,6 +136,18 @@ mod tests {
         states.loaded(&[1]);
         assert_eq!(states.rows().len(), 1);
         assert_eq!(states.rows()[0].state, ModelState::Ready);
+    }
+
+    #[test]
+    fn an_abandoned_load_leaves_a_row_only_where_versions_are_known() {
+        let mut states = VersionStates::default();
+        states.loading();
+        states.abandoned();
+        assert!(states.rows().is_empty());
+        states.loaded(&[3]);
+        states.loading();
+        states.abandoned();
+        assert_eq!((states.rows()[0].version, states.rows()[0].state), (Some(3), ModelState::Unavailable));
     }
 
     #[test]

@@ -123,7 +123,7 @@ pub const LOADS: Family = family(
     "roundhouse_model_loads_total",
     Kind::Counter,
     &["outcome"],
-    "Model loads by outcome: ok, failed, cancelled",
+    "Model loads by outcome: ok, failed, not_found (no such model), cancelled (nobody waited any more)",
 );
 /// Unloads.
 pub const UNLOADS: Family = family(

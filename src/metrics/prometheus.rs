@@ -20,6 +20,8 @@ pub struct ServerMetrics {
     pub loads_ok: Counter,
     /// Loads that failed.
     pub loads_failed: Counter,
+    /// Loads of models that do not exist.
+    pub loads_not_found: Counter,
     /// Loads stopped since nobody waited any more.
     pub loads_cancelled: Counter,
     /// Unloads.
@@ -67,7 +69,8 @@ impl ServerMetrics {
             counter.increment(0);
             counter
         };
-        let (loads_ok, loads_failed, loads_cancelled) = (loads("ok"), loads("failed"), loads("cancelled"));
+        let (loads_ok, loads_failed) = (loads("ok"), loads("failed"));
+        let (loads_not_found, loads_cancelled) = (loads("not_found"), loads("cancelled"));
         let unloads = recorder.register_counter(&Key::from_name(defs::UNLOADS.name), &METADATA);
         unloads.increment(0);
         let resident = recorder.register_gauge(&Key::from_name(defs::RESIDENT_MODELS.name), &METADATA);
@@ -80,6 +83,7 @@ impl ServerMetrics {
             handle,
             loads_ok,
             loads_failed,
+            loads_not_found,
             loads_cancelled,
             unloads,
             load_seconds,

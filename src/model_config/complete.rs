@@ -65,11 +65,12 @@ impl ModelConfig {
 
     /// Writes out the defaults, so that the configuration reads as Triton's answer to `GET .../config`: the version
     /// policy, one instance group if none is written, the names of groups, the file's name, pinned memory and the
-    /// preferred batch size. `kind` is what `KIND_AUTO` comes to on this machine.
+    /// preferred batch size. `kind` is what `KIND_AUTO` comes to on this machine, `instances` the
+    /// count where no group is written.
     ///
     /// # Errors
     /// `Internal` if the result is no configuration, which would be a fault of ours.
-    pub fn normalize(&mut self, default_model_filename: &str, kind: InstanceKind) -> Result<()> {
+    pub fn normalize(&mut self, default_model_filename: &str, kind: InstanceKind, instances: u32) -> Result<()> {
         let name = self.name.clone();
         let preferred = i64::from(self.max_batch_size);
         if self.message.get("version_policy").is_none() || self.version_policy == VersionPolicy::Latest(1) {
@@ -92,7 +93,8 @@ impl ModelConfig {
         }
         let mut groups: Vec<Message> =
             self.message.messages("instance_group").map(|(group, _)| group.clone()).collect();
-        if groups.is_empty() {
+        let unwritten = groups.is_empty();
+        if unwritten {
             groups.push(child(&MODEL_CONFIG, "instance_group"));
         }
         for (index, group) in groups.iter_mut().enumerate() {
@@ -100,7 +102,7 @@ impl ModelConfig {
                 group.set_one("name", Value::String(format!("{name}_{index}")));
             }
             if group.get("count").is_none() {
-                group.set_one("count", Value::Int(1));
+                group.set_one("count", Value::Int(i64::from(if unwritten { instances } else { 1 })));
             }
             if group.text("kind") == InstanceKind::Auto.config_name() {
                 set_enum(group, "kind", kind.config_name());
@@ -402,7 +404,7 @@ mod tests {
         let text = "name: 'm' max_batch_size: 4 dynamic_batching { }
             instance_group [ { gpus: [0] }, { name: 'g' kind: KIND_GPU count: 2 } ]";
         let mut config = parse(text, UnknownFields::Deny).unwrap().config;
-        config.normalize("model.onnx", InstanceKind::Cpu).unwrap();
+        config.normalize("model.onnx", InstanceKind::Cpu, 1).unwrap();
         let groups: Vec<_> =
             config.instance_groups.iter().map(|group| (group.name.as_str(), group.kind, group.count)).collect();
         assert_eq!(groups, [("m_0", InstanceKind::Cpu, 1), ("g", InstanceKind::Gpu, 2)]);
@@ -410,7 +412,7 @@ mod tests {
         assert_eq!(config.dynamic_batching.as_ref().unwrap().preferred_batch_sizes, [4]);
         assert_eq!(config.default_model_filename, "model.onnx");
         let once = config.clone();
-        config.normalize("other.onnx", InstanceKind::Gpu).unwrap();
+        config.normalize("other.onnx", InstanceKind::Gpu, 1).unwrap();
         assert_eq!(config, once);
     }
 

@@ -55,7 +55,7 @@ const RULES: &[Rule] = &[
     // Answers are the same without these.
     rule("runtime", Ignored, "the server chooses the runtime library itself"),
     rule("input.format", Ignored, "the dims alone describe the tensor"),
-    rule("dynamic_batching", Ignored, "accepted: requests are not yet batched, its queue policy counts"),
+    rule("dynamic_batching", Ignored, "requests are not batched across callers; its default_queue_policy counts"),
     rule("dynamic_batching.priority_levels", Ignored, "requests are served in the order they come"),
     rule("dynamic_batching.default_priority_level", Ignored, "requests are served in the order they come"),
     rule("dynamic_batching.priority_queue_policy", Ignored, "the default queue policy holds for all requests"),

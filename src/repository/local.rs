@@ -1,6 +1,6 @@
 //! A folder as a model repository.
 
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use futures_util::future::BoxFuture;
@@ -39,6 +39,11 @@ impl Local {
 
     fn resolve_blocking(&self, name: &str) -> Result<ModelManifest> {
         check_name(name)?;
+        // What lies inside a model is a part of it, not a model of its own.
+        let mut ancestors = Path::new(name).ancestors().skip(1).filter(|ancestor| !ancestor.as_os_str().is_empty());
+        if ancestors.any(|ancestor| is_model_folder(&self.root.join(ancestor))) {
+            return Err(absent(name));
+        }
         let folder = self.root.join(name);
         match folder.metadata() {
             Ok(metadata) if metadata.is_dir() => {
@@ -59,7 +64,7 @@ impl Local {
                 return Ok(bare(name, file));
             }
         }
-        Err(Error::not_found(format!("there is no model '{name}' in the repository")))
+        Err(absent(name))
     }
 
     fn list_blocking(&self) -> Result<Vec<String>> {
@@ -96,6 +101,10 @@ impl Local {
         names.dedup();
         Ok(names)
     }
+}
+
+fn absent(name: &str) -> Error {
+    Error::not_found(format!("there is no model '{name}' in the repository"))
 }
 
 fn is_absent(error: &io::Error) -> bool {
@@ -136,13 +145,16 @@ fn version_folders(folder: &Path) -> io::Result<Vec<Version>> {
 fn read_folder(name: &str, folder: &Path) -> Result<Option<ModelManifest>> {
     let config_file = folder.join(CONFIG);
     let config = match std::fs::metadata(&config_file) {
-        Ok(metadata) if metadata.len() > MAX_CONFIG_BYTES => {
-            return Err(Error::too_large(format!(
-                "{CONFIG} of model '{name}' is larger than {MAX_CONFIG_BYTES} bytes"
-            )));
-        }
         Ok(_) => {
-            let bytes = std::fs::read(&config_file).map_err(|error| unreadable(&config_file, error))?;
+            let mut bytes = Vec::new();
+            // Not by the file's length: devices and pipes lie about theirs.
+            std::fs::File::open(&config_file)
+                .and_then(|file| file.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut bytes))
+                .map_err(|error| unreadable(&config_file, error))?;
+            if bytes.len() as u64 > MAX_CONFIG_BYTES {
+                let text = format!("{CONFIG} of model '{name}' is larger than {MAX_CONFIG_BYTES} bytes");
+                return Err(Error::too_large(text));
+            }
             let text = String::from_utf8(bytes).map_err(|error| {
                 Error::invalid(format!("{CONFIG} of model '{name}' is not UTF-8")).with_source(error)
             })?;
@@ -219,7 +231,7 @@ mod tests {
     #[test]
     fn what_is_not_there_is_not_found_and_what_leaves_is_refused() {
         let (_root, local) = repository(&["team/c/1/model.onnx", "plain/readme.txt"]);
-        for absent in ["x", "team", "plain", "team/c/1/model.onnx/deeper"] {
+        for absent in ["x", "team", "plain", "team/c/1/model.onnx/deeper", "team/c/1", "team/c/1/model"] {
             assert_eq!(local.resolve_blocking(absent).unwrap_err().kind(), ErrorKind::NotFound, "{absent}");
         }
         assert_eq!(local.resolve_blocking("../etc").unwrap_err().kind(), ErrorKind::InvalidArgument);

@@ -1,5 +1,9 @@
 //! `ModelRepository`: where models come from, and which keys name them.
 
+#[cfg(any(test, feature = "test-util"))]
+pub mod conformance;
+#[cfg(any(test, feature = "test-util"))]
+pub mod faulty;
 pub mod layout;
 pub mod local;
 
@@ -23,6 +27,17 @@ pub struct ModelManifest {
     pub versions: Vec<Version>,
     /// The model's file where it lies outside a version folder: `resnet.onnx`, or `resnet/model.onnx`.
     pub bare_file: Option<PathBuf>,
+}
+
+impl ModelManifest {
+    /// Whether the folder is the model's own: that of a bare `NAME.onnx` is not.
+    #[must_use]
+    pub fn owns_directory(&self) -> bool {
+        self.config.is_some()
+            || self.bare_file.as_ref().is_none_or(|file| {
+                layout::MODEL_FILES.iter().any(|(own, _, _)| file.file_name().is_some_and(|name| name == *own))
+            })
+    }
 }
 
 /// Where models come from. Several threads ask at once.

@@ -4,7 +4,7 @@
 //! model earns the short way by a row of short runs and loses it by one long one, so that the threads that serve
 //! connections are never held for longer than [`LIMIT`] but by the run that loses it.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A run up to this long is short. Tokio asks that a task runs 10 to 100 us between two awaits.
@@ -13,23 +13,33 @@ pub const LIMIT: Duration = Duration::from_micros(100);
 /// Short runs in a row that earn the short way.
 pub const ROW: u32 = 16;
 
-/// Counts short runs in a row.
+/// Counts short runs in a row, and how large their inputs were: a request larger than those says nothing yet of how long
+/// it will take.
 #[derive(Debug, Default)]
-pub struct Promptness(AtomicU32);
+pub struct Promptness {
+    row: AtomicU32,
+    largest: AtomicUsize,
+}
 
 impl Promptness {
-    /// Whether the next run may be made where the request is.
+    /// Whether the next run, over `bytes` of input, may be made where the request is.
     #[must_use]
-    pub fn is_prompt(&self) -> bool {
-        self.0.load(Ordering::Relaxed) >= ROW
+    pub fn is_prompt(&self, bytes: usize) -> bool {
+        self.row.load(Ordering::Relaxed) >= ROW && bytes <= self.largest.load(Ordering::Relaxed)
     }
 
     /// Takes a run's duration into account.
-    pub fn observe(&self, run: Duration) {
+    pub fn observe(&self, run: Duration, bytes: usize) {
         if run > LIMIT {
-            self.0.store(0, Ordering::Relaxed);
-        } else if !self.is_prompt() {
-            self.0.fetch_add(1, Ordering::Relaxed);
+            self.row.store(0, Ordering::Relaxed);
+            self.largest.store(0, Ordering::Relaxed);
+            return;
+        }
+        if self.row.load(Ordering::Relaxed) < ROW {
+            self.row.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.largest.load(Ordering::Relaxed) < bytes {
+            self.largest.fetch_max(bytes, Ordering::Relaxed);
         }
     }
 }
@@ -42,13 +52,25 @@ mod tests {
     fn a_row_of_short_runs_earns_the_short_way_and_a_long_one_loses_it() {
         let promptness = Promptness::default();
         for _ in 0..ROW {
-            assert!(!promptness.is_prompt());
-            promptness.observe(Duration::from_micros(3));
+            assert!(!promptness.is_prompt(8));
+            promptness.observe(Duration::from_micros(3), 8);
         }
-        assert!(promptness.is_prompt());
-        promptness.observe(LIMIT + Duration::from_nanos(1));
-        assert!(!promptness.is_prompt());
-        promptness.observe(Duration::ZERO);
-        assert!(!promptness.is_prompt());
+        assert!(promptness.is_prompt(8));
+        promptness.observe(LIMIT + Duration::from_nanos(1), 8);
+        assert!(!promptness.is_prompt(8));
+        promptness.observe(Duration::ZERO, 8);
+        assert!(!promptness.is_prompt(8));
+    }
+
+    #[test]
+    fn a_request_larger_than_any_short_one_goes_the_long_way_first() {
+        let promptness = Promptness::default();
+        for _ in 0..ROW {
+            promptness.observe(Duration::ZERO, 64);
+        }
+        assert!(promptness.is_prompt(64));
+        assert!(!promptness.is_prompt(65));
+        promptness.observe(Duration::ZERO, 128);
+        assert!(promptness.is_prompt(100));
     }
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -31,6 +32,12 @@ pub struct Work {
     pub deadline: Option<Deadline>,
     /// When the request came in.
     pub arrived: Instant,
+}
+
+impl Work {
+    fn input_bytes(&self) -> usize {
+        self.inputs.iter().map(|input| input.tensor.data().len()).sum()
+    }
 }
 
 struct Job {
@@ -69,6 +76,9 @@ pub struct ModelQueue {
     promptness: Promptness,
     /// Pinned by every execution, so that closing can wait for the last.
     running: PinCount,
+    /// Requests given up since the queue was last cleared of such: while there are none, a full queue is full of wanted
+    /// ones.
+    given_up: AtomicUsize,
 }
 
 impl ModelQueue {
@@ -92,6 +102,7 @@ impl ModelQueue {
             statistics,
             promptness: Promptness::default(),
             running: PinCount::default(),
+            given_up: AtomicUsize::new(0),
         }))
     }
 
@@ -114,13 +125,14 @@ impl ModelQueue {
             ControlFlow::Continue(work) => work,
         };
         let answer = self.enqueue(work)?;
-        let guard = CancelGuard { statistics: &self.statistics, arrived, armed: true };
+        let guard = CancelGuard { queue: self, arrived, armed: true };
         let received = match deadline {
             None => answer.await,
             Some(deadline) => match tokio::time::timeout_at(deadline.instant().into(), answer).await {
                 Ok(received) => received,
                 Err(_elapsed) => {
                     guard.disarm();
+                    self.given_up.fetch_add(1, Ordering::Relaxed);
                     self.statistics.record_failure(FailureReason::Rejected, arrived.elapsed());
                     return Err(deadline_exceeded());
                 }
@@ -139,7 +151,7 @@ impl ModelQueue {
 
     /// The short way: with an idle instance, nothing waiting and a quick model, the caller's thread runs it.
     fn run_here(self: &Arc<Self>, work: Work) -> ControlFlow<Result<NamedTensors>, Work> {
-        if !self.promptness.is_prompt() {
+        if !self.promptness.is_prompt(work.input_bytes()) {
             return ControlFlow::Continue(work);
         }
         let Some(_running) = self.pin() else { return ControlFlow::Continue(work) };
@@ -153,9 +165,10 @@ impl ModelQueue {
             self.statistics.record_failure(FailureReason::Rejected, work.arrived.elapsed());
             return ControlFlow::Break(Err(deadline_exceeded()));
         }
-        let (instance, result) = self.execute(instance, &work, work.arrived);
-        self.give_back(instance);
-        ControlFlow::Break(result)
+        let ran = self.execute(instance, &work);
+        self.record(&ran, &work, work.arrived);
+        self.give_back(ran.instance);
+        ControlFlow::Break(ran.result)
     }
 
     fn give_back(self: &Arc<Self>, instance: Option<Box<dyn ModelInstance>>) {
@@ -189,10 +202,13 @@ impl ModelQueue {
         let arrived = work.arrived;
         let refused = {
             let mut state = self.state.lock();
+            if state.waiting.len() >= self.capacity && self.given_up.swap(0, Ordering::Relaxed) > 0 {
+                state.waiting.retain(|job| !job.reply.is_closed());
+            }
             if state.instances == 0 {
                 Some((FailureReason::Backend, no_instance()))
             } else if state.waiting.len() >= self.capacity {
-                let text = format!("{} requests wait for this model already: retry later", self.capacity);
+                let text = format!("the model's queue is full ({} waiting): retry later", self.capacity);
                 Some((FailureReason::Rejected, Error::new(ErrorKind::Overloaded, text)))
             } else {
                 state.waiting.push_back(Job { work, queued: Instant::now(), reply });
@@ -227,10 +243,14 @@ impl ModelQueue {
             let Some(instance) = state.idle.pop() else { return false };
             (job, instance)
         };
-        let (instance, result) = self.execute(instance, &job.work, job.queued);
-        // The caller may be gone; then nobody wants the answer.
-        let _gone = job.reply.send(result);
-        self.take_back(instance)
+        let Job { work, queued, reply } = job;
+        let ran = self.execute(instance, &work);
+        // A caller that is gone has counted itself, as canceled or too late.
+        if !reply.is_closed() {
+            self.record(&ran, &work, queued);
+        }
+        let _gone = reply.send(ran.result);
+        self.take_back(ran.instance)
     }
 
     /// Takes requests off the queue up to the first whose caller is there and whose deadline is not past.
@@ -254,47 +274,49 @@ impl ModelQueue {
         self.running.try_pin().then_some(Running(&self.running))
     }
 
-    /// Runs the work on the instance, records it, and gives the instance back unless it panicked beyond repair.
-    fn execute(
-        &self,
-        mut instance: Box<dyn ModelInstance>,
-        work: &Work,
-        queued: Instant,
-    ) -> (Option<Box<dyn ModelInstance>>, Result<NamedTensors>) {
+    /// Runs the work on the instance, which comes back unless it panicked beyond repair.
+    fn execute(&self, mut instance: Box<dyn ModelInstance>, work: &Work) -> Ran {
         let batch = Batch { inputs: &work.inputs, outputs: &work.outputs };
         let start = Instant::now();
         let executed = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)));
         let end = Instant::now();
-        self.promptness.observe(end.duration_since(start));
-        match executed {
+        self.promptness.observe(end.duration_since(start), work.input_bytes());
+        let (instance, result) = match executed {
             Ok(Ok(Execution { outputs, compute_start, compute_end })) => {
                 let times = ExecutionTimes { start, compute_start, compute_end, end };
                 self.statistics.record_execution(work.batch_size, 1, &times);
-                self.statistics.record_success(
-                    end.saturating_duration_since(work.arrived),
-                    start.saturating_duration_since(queued),
-                );
                 (Some(instance), Ok(outputs))
             }
-            Ok(Err(error)) => {
-                self.statistics.record_failure(FailureReason::Backend, end.saturating_duration_since(work.arrived));
-                (Some(instance), Err(error))
-            }
+            Ok(Err(error)) => (Some(instance), Err(error)),
             Err(_panic) => {
-                self.statistics.record_failure(FailureReason::Backend, end.saturating_duration_since(work.arrived));
                 tracing::error!("a model instance panicked and is replaced");
-                // What it holds may be half done: drop it, and make another.
-                drop(instance);
-                let model = self.model.lock().clone();
-                let replacement = model.and_then(|model| {
-                    let made = model.instance();
-                    made.inspect_err(|error| {
-                        tracing::error!(error = %error.report(), "a panicked instance cannot be replaced");
-                    })
-                    .ok()
-                });
-                (replacement, Err(Error::internal("the model instance panicked")))
+                (self.replace(instance), Err(Error::internal("the model instance panicked")))
             }
+        };
+        Ran { instance, result, start, end }
+    }
+
+    /// Another instance for one that panicked: what that holds may be half done. Either may panic again, and this thread
+    /// is the device's.
+    fn replace(&self, broken: Box<dyn ModelInstance>) -> Option<Box<dyn ModelInstance>> {
+        let model = self.model.lock().clone();
+        let made = catch_unwind(AssertUnwindSafe(|| {
+            drop(broken);
+            model.map(|model| model.instance()).transpose()
+        }));
+        let made = made.unwrap_or_else(|_panic| Err(Error::internal("replacing the instance panicked too")));
+        made.unwrap_or_else(|error| {
+            tracing::error!(error = %error.report(), "a panicked instance cannot be replaced");
+            None
+        })
+    }
+
+    /// Counts a request that was answered.
+    fn record(&self, ran: &Ran, work: &Work, queued: Instant) {
+        let total = ran.end.saturating_duration_since(work.arrived);
+        match ran.result {
+            Ok(_) => self.statistics.record_success(total, ran.start.saturating_duration_since(queued)),
+            Err(_) => self.statistics.record_failure(FailureReason::Backend, total),
         }
     }
 
@@ -308,6 +330,14 @@ impl ModelQueue {
         drop(waiting);
         Remains { _instances: idle, _model: self.model.lock().take() }
     }
+}
+
+/// An execution that ended.
+struct Ran {
+    instance: Option<Box<dyn ModelInstance>>,
+    result: Result<NamedTensors>,
+    start: Instant,
+    end: Instant,
 }
 
 /// What is left of a closed queue: instances first, then the model they share.
@@ -335,7 +365,7 @@ fn deadline_exceeded() -> Error {
 
 /// Counts a request whose caller went away.
 struct CancelGuard<'a> {
-    statistics: &'a ModelStatistics,
+    queue: &'a ModelQueue,
     arrived: Instant,
     armed: bool,
 }
@@ -350,7 +380,8 @@ impl Drop for CancelGuard<'_> {
     fn drop(&mut self) {
         if self.armed {
             let waited: Duration = self.arrived.elapsed();
-            self.statistics.record_failure(FailureReason::Canceled, waited);
+            self.queue.given_up.fetch_add(1, Ordering::Relaxed);
+            self.queue.statistics.record_failure(FailureReason::Canceled, waited);
         }
     }
 }

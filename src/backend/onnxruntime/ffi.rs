@@ -8,6 +8,7 @@
 
 use std::ffi::{c_char, c_void};
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 
@@ -36,6 +37,8 @@ fn check(status: ort_sys::OrtStatusPtr) -> Result<()> {
 /// An `OrtValue` that is ours, over bytes that live as long as `'a`.
 pub(super) struct Value<'a> {
     pointer: NonNull<OrtValue>,
+    /// The addresses it was made over, where they are not ONNX Runtime's own.
+    borrowed: Range<usize>,
     /// Keeps a copy made for alignment.
     _aligned: Option<Vec<u64>>,
     _borrowed: PhantomData<&'a [u8]>,
@@ -57,7 +60,7 @@ impl Drop for Value<'_> {
 fn owned<'a>(pointer: *mut OrtValue) -> Result<Value<'a>> {
     let pointer = NonNull::new(pointer)
         .ok_or_else(|| Error::new(ErrorKind::BackendFailed, "ONNX Runtime gave no value and no error"))?;
-    Ok(Value { pointer, _aligned: None, _borrowed: PhantomData })
+    Ok(Value { pointer, borrowed: 0..0, _aligned: None, _borrowed: PhantomData })
 }
 
 impl<'a> Value<'a> {
@@ -99,8 +102,14 @@ impl<'a> Value<'a> {
             )
         })?;
         let mut value = owned(pointer)?;
+        value.borrowed = address as usize..(address as usize).saturating_add(tensor.data().len());
         value._aligned = aligned;
         Ok(value)
+    }
+
+    /// The addresses the value was made over; empty where they are ONNX Runtime's own.
+    pub(super) fn borrowed(&self) -> Range<usize> {
+        self.borrowed.clone()
     }
 
     fn of_strings(tensor: &Tensor) -> Result<Self> {
@@ -166,7 +175,10 @@ impl<'a> Value<'a> {
 
 impl Value<'static> {
     /// The value as a tensor: its own buffer, given back to ONNX Runtime when the last slice of it is dropped.
-    pub(super) fn into_tensor(self) -> Result<Tensor> {
+    ///
+    /// `given` are the addresses of the inputs, which must still live: where a graph's output is one of its inputs, ONNX
+    /// Runtime hands back the very buffer it was given, which is copied then, since it ends with the request.
+    pub(super) fn into_tensor(self, given: &[Range<usize>]) -> Result<Tensor> {
         let (element, shape) = self.describe()?;
         let data_type = data_type(element)
             .ok_or_else(|| Error::unsupported(format!("elements of ONNX type {} are not served", element as i32)))?;
@@ -185,7 +197,8 @@ impl Value<'static> {
             return Err(Error::internal("ONNX Runtime gave a tensor without data"));
         };
         // Small answers are copied, so that their arena block is free again before the response is written.
-        if length <= SMALL {
+        let is_ours = given.iter().any(|range| range.contains(&(data.as_ptr() as usize)));
+        if length <= SMALL || is_ours {
             // SAFETY: the tensor holds `length` bytes (count times size), alive while `self` is.
             let bytes = Bytes::copy_from_slice(unsafe { std::slice::from_raw_parts(data.as_ptr(), length) });
             return Tensor::new(data_type, shape, bytes);
@@ -266,8 +279,11 @@ pub(super) fn run(
             results.as_mut_ptr(),
         )
     };
+    // Owned before anything can fail, so that all are released.
+    let values: SmallVec<[Result<Value<'static>>; 4]> =
+        results.into_iter().filter(|pointer| status.0.is_null() || !pointer.is_null()).map(owned).collect();
     check(status)?;
-    results.into_iter().map(owned).collect()
+    values.into_iter().collect()
 }
 
 struct CpuMemory(NonNull<ort_sys::OrtMemoryInfo>);

@@ -7,6 +7,7 @@
 mod ffi;
 mod session;
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -85,6 +86,10 @@ impl Backend for OnnxRuntime {
         NAME
     }
 
+    fn known_parameters(&self) -> &'static [&'static str] {
+        &[INTRA_OP_THREADS]
+    }
+
     fn default_model_file(&self) -> &'static str {
         "model.onnx"
     }
@@ -94,7 +99,23 @@ impl Backend for OnnxRuntime {
             return Err(Error::unsupported(format!("the onnxruntime backend cannot run on {device} in this version")));
         }
         let file = model_file(files, config)?;
-        Ok(Box::new(session::OnnxModel::load(self.environment, &file)?))
+        let threads = config.parameters.get(INTRA_OP_THREADS).map(|text| thread_count(text)).transpose()?;
+        Ok(Box::new(session::OnnxModel::load(self.environment, &file, threads.flatten())?))
+    }
+}
+
+/// Triton's name for the number of threads inside one operator; 0 leaves it to the server.
+const INTRA_OP_THREADS: &str = "intra_op_thread_count";
+
+/// More threads than this inside one operator help no model.
+const MAX_INTRA_OP_THREADS: usize = 256;
+
+fn thread_count(text: &str) -> Result<Option<NonZeroUsize>> {
+    match text.parse() {
+        Ok(count @ 0..=MAX_INTRA_OP_THREADS) => Ok(NonZeroUsize::new(count)),
+        _ => Err(Error::invalid(format!(
+            "parameter {INTRA_OP_THREADS} is '{text}', expected a whole number up to {MAX_INTRA_OP_THREADS}"
+        ))),
     }
 }
 

@@ -1,6 +1,7 @@
 //! A session as a `Model`: its signature, and instances that share it.
 
 use std::ffi::CString;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,8 +31,9 @@ struct Shared {
 }
 
 impl OnnxModel {
-    pub(super) fn load(environment: &Environment, file: &Path) -> Result<Self> {
-        let session = commit(environment, file).map_err(|error| load_error(file, error))?;
+    /// Loads `file`. With `threads` the model has a thread pool of its own, of that many.
+    pub(super) fn load(environment: &Environment, file: &Path, threads: Option<NonZeroUsize>) -> Result<Self> {
+        let session = commit(environment, file, threads).map_err(|error| load_error(file, &error))?;
         let signature = RuntimeSignature {
             inputs: session.inputs().iter().map(|input| describe("input", input)).collect::<Result<_>>()?,
             outputs: session.outputs().iter().map(|output| describe("output", output)).collect::<Result<_>>()?,
@@ -49,15 +51,18 @@ impl OnnxModel {
     }
 }
 
-fn commit(environment: &Environment, file: &Path) -> ort::Result<Session> {
-    Session::builder(environment)?
-        // Patterns plan memory for the largest shape seen and keep it: off halves what a session holds on to.
-        .with_memory_pattern(false)?
-        .commit_from_file(file)
+fn commit(environment: &Environment, file: &Path, threads: Option<NonZeroUsize>) -> ort::Result<Session> {
+    // Patterns plan memory for the largest shape seen and keep it: off halves what a session holds on to.
+    let mut builder = Session::builder(environment)?.with_memory_pattern(false)?;
+    if let Some(threads) = threads {
+        builder =
+            builder.with_independent_thread_pool()?.with_intra_threads(threads.get())?.with_intra_op_spinning(false)?;
+    }
+    builder.commit_from_file(file)
 }
 
 /// A model file that cannot be read is the model's fault, not the server's.
-fn load_error(file: &Path, error: ort::Error) -> Error {
+fn load_error(file: &Path, error: &ort::Error) -> Error {
     let name = file.file_name().unwrap_or_default().display().to_string();
     let kind = match error.code() {
         ort::ErrorCode::NoSuchFile => ErrorKind::NotFound,
@@ -68,7 +73,10 @@ fn load_error(file: &Path, error: ort::Error) -> Error {
         ort::ErrorCode::NotImplemented => ErrorKind::Unsupported,
         _ => ErrorKind::BackendFailed,
     };
-    Error::new(kind, format!("ONNX Runtime cannot load {name}")).with_source(error)
+    // Its messages carry the whole path, which is nothing for callers from outside.
+    let folder = file.parent().map(|folder| format!("{}/", folder.display())).unwrap_or_default();
+    let message = error.message().replace(&folder, "");
+    Error::new(kind, format!("ONNX Runtime cannot load {name}: {message}"))
 }
 
 fn describe(what: &str, outlet: &Outlet) -> Result<TensorSignature> {
@@ -141,10 +149,12 @@ impl ModelInstance for OnnxInstance {
         let compute_start = Instant::now();
         let results = ffi::run(&shared.session, &names, &values, &wanted)?;
         let compute_end = Instant::now();
+        let given: SmallVec<[_; 4]> = values.iter().map(ffi::Value::borrowed).collect();
         let mut outputs = NamedTensors::new();
         for (&index, value) in batch.outputs.iter().zip(results) {
             let name = &shared.signature.outputs[index].name;
-            let tensor = value.into_tensor().map_err(|error| error.wrap(format!("output '{name}' cannot be read")))?;
+            let tensor =
+                value.into_tensor(&given).map_err(|error| error.wrap(format!("output '{name}' cannot be read")))?;
             outputs.push(NamedTensor { name: name.as_str().into(), tensor });
         }
         Ok(Execution { outputs, compute_start, compute_end })

@@ -1,7 +1,10 @@
 //! Health, metadata, configuration and statistics as JSON documents.
 
+use std::time::Instant;
+
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::super::config_json;
@@ -89,18 +92,19 @@ pub(super) async fn models(State(kserve): State<Kserve>) -> Response {
 }
 
 /// Loads the model if it must and may: who asks for metadata is about to ask for more.
-pub(super) async fn model_metadata(kserve: &Kserve, name: &str, version: Option<Version>) -> Result<Response> {
-    let deadline = kserve.deadline(std::time::Instant::now(), None, &http::HeaderMap::new());
+pub(super) async fn model_metadata(
+    kserve: &Kserve,
+    name: &str,
+    version: Option<Version>,
+    headers: &HeaderMap,
+) -> Result<Response> {
+    let deadline = kserve.deadline(Instant::now(), None, headers);
     let handle = kserve.server().model(name, version, deadline).await?;
     let versions: Vec<String> = match version {
         Some(version) => vec![version.to_string()],
-        None => kserve
-            .server()
-            .resident_versions()
-            .iter()
-            .filter(|loaded| loaded.id.name == handle.id.name)
-            .map(|loaded| loaded.id.version.to_string())
-            .collect(),
+        None => {
+            kserve.server().versions_of(&handle.id.name).iter().map(|loaded| loaded.id.version.to_string()).collect()
+        }
     };
     let platform = if handle.config.platform.is_empty() { &handle.config.backend } else { &handle.config.platform };
     let tensors = |tensors: &[TensorMetadata]| -> Value {
@@ -127,8 +131,13 @@ pub(super) fn model_ready(kserve: &Kserve, name: &str, version: Option<Version>)
     })
 }
 
-pub(super) async fn model_config(kserve: &Kserve, name: &str, version: Option<Version>) -> Result<Response> {
-    let deadline = kserve.deadline(std::time::Instant::now(), None, &http::HeaderMap::new());
+pub(super) async fn model_config(
+    kserve: &Kserve,
+    name: &str,
+    version: Option<Version>,
+    headers: &HeaderMap,
+) -> Result<Response> {
+    let deadline = kserve.deadline(Instant::now(), None, headers);
     let handle = kserve.server().model(name, version, deadline).await?;
     Ok(document(config_json::to_json(&handle.config).to_string()))
 }
@@ -139,8 +148,7 @@ pub(super) async fn all_statistics(State(kserve): State<Kserve>) -> Response {
 }
 
 pub(super) fn model_statistics(kserve: &Kserve, name: &str, version: Option<Version>) -> Result<Response> {
-    let versions: Vec<_> =
-        kserve.server().resident_versions().into_iter().filter(|loaded| *loaded.id.name == *name).collect();
+    let versions = kserve.server().versions_of(name);
     if versions.is_empty() {
         return Err(Error::invalid(format!("requested model '{name}' is not available")));
     }

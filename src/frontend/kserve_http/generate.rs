@@ -1,21 +1,20 @@
 //! The generate extension: tensors as plain JSON members, by name, for models that suit it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
-use compact_str::CompactString;
 use http::HeaderValue;
 use http::header::CONTENT_TYPE;
-use serde_json::{Map, Value};
 
-use super::super::json::{Cursor, strings};
+use super::super::json::{Cursor, Kind, Number, strings};
 use super::super::status::Failure;
 use super::super::tensor_json::{self, Limits};
-use super::{Kserve, json as document, read_control};
+use super::infer::{LARGE_JSON, off_the_io_threads};
+use super::{Kserve, json as document};
 use crate::error::{Error, Result};
 use crate::inference::{InferenceRequest, InferenceResponse, NamedTensor, ParameterValue, Version};
-use crate::lifecycle::handle::{ModelHandle, TensorMetadata};
+use crate::lifecycle::handle::TensorMetadata;
 use crate::tensor::{Shape, Tensor};
 
 /// `POST .../generate`, or with `stream` `.../generate_stream`, whose one answer comes as a server-sent event.
@@ -28,12 +27,18 @@ pub(super) async fn generate(
 ) -> Result<Response> {
     let arrived = Instant::now();
     let headers = request.headers().clone();
-    let members = read_control(kserve, request).await?;
-    let timeout = members.get("parameters").and_then(|parameters| parameters.get("timeout")).and_then(Value::as_u64);
-    let deadline = kserve.deadline(arrived, timeout.map(std::time::Duration::from_micros), &headers);
+    let body = axum::body::to_bytes(request.into_body(), kserve.0.limits.json_bytes)
+        .await
+        .map_err(|error| Error::internal("reading a body from memory failed").with_source(error))?;
+    let deadline = kserve.deadline(arrived, None, &headers);
     let handle = kserve.server().model(name, version, deadline).await?;
-    let mut inference = read_members(&handle, members, &kserve.0.tensor_limits)?;
-    inference.deadline = deadline;
+    let members = {
+        let inputs = handle.inputs.clone();
+        let limits = kserve.0.tensor_limits.clone();
+        off_the_io_threads(body.len() >= LARGE_JSON, move || Members::read(&body, &inputs, &limits)).await?
+    };
+    let mut inference = members.request;
+    inference.deadline = kserve.deadline(arrived, members.timeout, &headers);
     let answered = kserve.server().infer(&handle, inference, arrived).await;
     if !stream {
         return Ok(document(write_members(&answered?)?));
@@ -53,56 +58,73 @@ pub(super) async fn generate(
     Ok(response)
 }
 
-/// Members named like an input become that tensor; `id` is the request's; the others, and those of `parameters`, become
-/// request parameters.
-fn read_members(handle: &ModelHandle, members: Map<String, Value>, limits: &Limits) -> Result<InferenceRequest> {
-    let mut request = InferenceRequest::default();
-    for (key, value) in members {
-        if let Some(input) = handle.inputs.iter().find(|input| *input.name == *key) {
-            request.inputs.push(NamedTensor { name: input.name.clone(), tensor: read_tensor(input, &value, limits)? });
-        } else if key == "id" {
-            let id = value.as_str().ok_or_else(|| Error::invalid("'id' must be a string"))?;
-            request.id = id.into();
-        } else if let (true, Value::Object(parameters)) = (key == "parameters", &value) {
-            for (key, value) in parameters {
-                request.parameters.push((key.as_str().into(), parameter(key, value)?));
+/// The members of a request's object: those named like an input are that tensor; `id` is the request's; the others, and
+/// those of `parameters`, are request parameters.
+#[derive(Default)]
+struct Members {
+    request: InferenceRequest,
+    timeout: Option<Duration>,
+}
+
+impl Members {
+    fn read(body: &[u8], inputs: &[TensorMetadata], limits: &Limits) -> Result<Self> {
+        let mut members = Self::default();
+        let mut cursor = Cursor::new(body, limits.json_depth);
+        cursor.enter_object()?;
+        while let Some(key) = cursor.next_key()? {
+            if let Some(input) = inputs.iter().find(|input| *input.name == *key) {
+                let tensor = read_tensor(&mut cursor, input, limits)?;
+                members.request.inputs.push(NamedTensor { name: input.name.clone(), tensor });
+            } else if key == "id" {
+                members.request.id = cursor.string()?.into();
+            } else if key == "parameters" && cursor.kind()? == Kind::Object {
+                cursor.enter_object()?;
+                while let Some(key) = cursor.next_key()? {
+                    members.parameter(&mut cursor, &key, limits)?;
+                }
+            } else {
+                members.parameter(&mut cursor, &key, limits)?;
             }
-        } else {
-            let value = parameter(&key, &value)?;
-            request.parameters.push((CompactString::from(key), value));
         }
+        cursor.end()?;
+        Ok(members)
     }
-    Ok(request)
+
+    fn parameter(&mut self, cursor: &mut Cursor<'_>, key: &str, limits: &Limits) -> Result<()> {
+        if key.starts_with("triton_") {
+            return Err(Error::invalid(format!("parameter '{key}' begins with triton_, which is reserved")));
+        }
+        if self.request.parameters.len() >= limits.parameters {
+            return Err(Error::too_large(format!("the request has more than {} parameters", limits.parameters)));
+        }
+        let value = match cursor.kind()? {
+            Kind::Bool => ParameterValue::Bool(cursor.bool()?),
+            Kind::String => ParameterValue::String(cursor.string()?.into()),
+            Kind::Number => match cursor.number()? {
+                Number::Int(value) => ParameterValue::Int(value),
+                Number::Uint(value) => ParameterValue::Uint(value),
+                Number::Double(value) => ParameterValue::Double(value),
+            },
+            Kind::Null | Kind::Array | Kind::Object => {
+                return Err(Error::invalid(format!(
+                    "'{key}' is no input of the model, and a parameter must be a number, a text, true or false"
+                )));
+            }
+        };
+        if key == "timeout" {
+            let ParameterValue::Int(microseconds @ 0..) = value else {
+                return Err(Error::invalid("parameter 'timeout' must be a whole number of microseconds"));
+            };
+            self.timeout = (microseconds > 0).then(|| Duration::from_micros(microseconds.unsigned_abs()));
+            return Ok(());
+        }
+        self.request.parameters.push((key.into(), value));
+        Ok(())
+    }
 }
 
-fn parameter(key: &str, value: &Value) -> Result<ParameterValue> {
-    if key.starts_with("triton_") {
-        return Err(Error::invalid(format!("parameter '{key}' begins with triton_, which is reserved")));
-    }
-    let number = |number: &serde_json::Number| {
-        number
-            .as_i64()
-            .map(ParameterValue::Int)
-            .or_else(|| number.as_u64().map(ParameterValue::Uint))
-            .or_else(|| number.as_f64().map(ParameterValue::Double))
-    };
-    let value = match value {
-        Value::Bool(value) => Some(ParameterValue::Bool(*value)),
-        Value::String(text) => Some(ParameterValue::String(text.as_str().into())),
-        Value::Number(value) => number(value),
-        Value::Null | Value::Array(_) | Value::Object(_) => None,
-    };
-    value.ok_or_else(|| {
-        Error::invalid(format!(
-            "'{key}' is no input of the model, and a parameter must be a number, a text, true or false"
-        ))
-    })
-}
-
-fn read_tensor(input: &TensorMetadata, value: &Value, limits: &Limits) -> Result<Tensor> {
-    let text = value.to_string();
-    let mut cursor = Cursor::new(text.as_bytes(), limits.json_depth);
-    let elements = tensor_json::read_elements(&mut cursor, &input.name, input.data_type, None, limits)?;
+fn read_tensor(cursor: &mut Cursor<'_>, input: &TensorMetadata, limits: &Limits) -> Result<Tensor> {
+    let elements = tensor_json::read_elements(cursor, &input.name, input.data_type, None, limits)?;
     let shape = deduce_shape(&input.dims, elements.count).ok_or_else(|| {
         Error::invalid(format!(
             "input '{}' has {} elements, which do not fit its shape {}",
@@ -116,7 +138,7 @@ fn read_tensor(input: &TensorMetadata, value: &Value, limits: &Limits) -> Result
 
 /// The shape of `count` elements: fixed dimensions stay, the innermost -1 takes what they leave, other -1s are 1.
 fn deduce_shape(dims: &[i64], count: usize) -> Option<Shape> {
-    let fixed: i64 = dims.iter().filter(|dim| **dim != -1).product();
+    let fixed = dims.iter().filter(|dim| **dim != -1).try_fold(1_i64, |product, dim| product.checked_mul(*dim))?;
     let count = i64::try_from(count).ok()?;
     let rest = if fixed == 0 { 0 } else { count / fixed };
     let innermost = dims.iter().rposition(|dim| *dim == -1);

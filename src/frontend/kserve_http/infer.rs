@@ -7,13 +7,13 @@ use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use hyper::body::Incoming;
 
-use super::super::body::{self, Body};
+use super::super::body::{self, Body, BodyLimits};
 use super::super::classification;
 use super::super::compression::{self, Encoding};
 use super::super::status::error_response;
 use super::super::tensor_json::{self, DecodedRequest, EncodedResponse, ResponseFormat};
-use super::Kserve;
-use crate::error::{Error, ErrorKind, Result};
+use super::{Kserve, log_failure};
+use crate::error::{Error, Result};
 use crate::inference::{InferenceResponse, Version};
 use crate::lifecycle::handle::ModelHandle;
 
@@ -21,7 +21,7 @@ use crate::lifecycle::handle::ModelHandle;
 pub(super) const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 /// JSON from this size on is read and written where it holds up no connection.
-const LARGE_JSON: usize = 128 << 10;
+pub(super) const LARGE_JSON: usize = 128 << 10;
 
 impl Kserve {
     /// Answers an inference request, errors included.
@@ -58,7 +58,13 @@ impl Kserve {
         let announced = header_length(headers);
         let aligned = announced.as_ref().ok().copied().flatten();
         // The body is read whatever else is wrong, so that the connection can go on.
-        let body = body::read(body, headers, aligned, &self.0.limits).await?;
+        let limits = BodyLimits {
+            bytes: self.0.limits.body_bytes,
+            chunks: self.0.limits.body_chunks,
+            deadline: self.deadline(arrived, None, headers),
+            flag: "--max-body-bytes",
+        };
+        let body = body::read(body, headers, aligned, &limits).await?;
         let (encoding, announced) = (encoding?, announced?);
         let body = if encoding == Encoding::Identity {
             body
@@ -103,7 +109,7 @@ impl Kserve {
             return tensor_json::decode_request(body, header_length, limits);
         }
         let limits = limits.clone();
-        off_the_io_threads(move || tensor_json::decode_request(body, header_length, &limits)).await
+        off_the_io_threads(true, move || tensor_json::decode_request(body, header_length, &limits)).await
     }
 }
 
@@ -156,13 +162,17 @@ async fn encode(response: InferenceResponse, format: ResponseFormat) -> Result<E
     let as_json = |output: &crate::inference::NamedTensor| !format.output(&output.name).0;
     let bytes: usize =
         response.outputs.iter().filter(|output| as_json(output)).map(|output| output.tensor.data().len()).sum();
-    if bytes < LARGE_JSON / 4 {
-        return tensor_json::encode_response(&response, &format);
-    }
-    off_the_io_threads(move || tensor_json::encode_response(&response, &format)).await
+    off_the_io_threads(bytes >= LARGE_JSON / 4, move || tensor_json::encode_response(&response, &format)).await
 }
 
-async fn off_the_io_threads<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+/// Runs `work` here, or where it holds up no connection if it is `large`.
+pub(super) async fn off_the_io_threads<T: Send + 'static>(
+    large: bool,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    if !large {
+        return work();
+    }
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| Error::internal("reading or writing JSON failed").with_source(error))?
@@ -190,16 +200,4 @@ async fn answer(encoded: EncodedResponse, encoding: Encoding) -> Result<http::Re
         headers.insert(CONTENT_ENCODING, coding);
     }
     Ok(response)
-}
-
-/// One line for each failed request: loud if it is our fault.
-fn log_failure(model: &str, headers: &HeaderMap, error: &Error) {
-    let request_id = headers.get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or("-");
-    let code = error.kind().code();
-    match error.kind() {
-        ErrorKind::BackendFailed | ErrorKind::RepositoryFailed | ErrorKind::Internal => {
-            tracing::warn!(model, request_id, code, error = %error.report(), "inference failed");
-        }
-        _ => tracing::debug!(model, request_id, code, error = %error.report(), "inference refused"),
-    }
 }

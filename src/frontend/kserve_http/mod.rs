@@ -25,11 +25,12 @@ use hyper::body::Incoming;
 use serde_json::{Map, Value};
 
 use self::route::{Action, ModelRoute};
-use super::body::{self, Body};
-use super::status::{Failure, error_response};
+use super::body::{self, Body, BodyLimits};
+use super::compression::{self, Encoding};
+use super::status::{self, Failure, error_response};
 use super::tensor_json::Limits;
 use crate::config::RequestLimits;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::inference::Deadline;
 use crate::server::InferenceServer;
 
@@ -43,6 +44,10 @@ struct Inner {
     tensor_limits: Limits,
     router: Router,
 }
+
+/// The largest body of a control request, before and after decompression: a configuration for a load is the largest there
+/// is, and JSON takes forty times its length as a tree.
+const CONTROL_BYTES: usize = 4 << 20;
 
 /// A response from the short way or from the router.
 pub type KserveResponse = http::Response<Either<Body, axum::body::Body>>;
@@ -90,8 +95,19 @@ impl Kserve {
     /// connection.
     async fn read_whole(&self, request: http::Request<Incoming>) -> Result<Request> {
         let (head, body) = request.into_parts();
-        let limits = RequestLimits { body_bytes: self.0.limits.json_bytes, ..self.0.limits };
+        let json_bytes = self.0.limits.json_bytes;
+        let (limit, flag) = match head.uri.path().contains("/generate") {
+            true => (json_bytes, "--max-json-bytes"),
+            false => (json_bytes.min(CONTROL_BYTES), "the limit of control requests,"),
+        };
+        let limits = BodyLimits {
+            bytes: limit,
+            chunks: self.0.limits.body_chunks,
+            deadline: self.deadline(Instant::now(), None, &head.headers),
+            flag,
+        };
         let body = body::read(body, &head.headers, None, &limits).await?;
+        let body = compression::expand(Encoding::of_request(&head.headers)?, body, limit).await?;
         Ok(Request::from_parts(head, body.into()))
     }
 
@@ -115,8 +131,9 @@ async fn call(router: Router, request: Request) -> Response {
 fn header_timeout(headers: &HeaderMap) -> Option<Duration> {
     ["x-request-timeout-ms", "x-envoy-expected-rq-timeout-ms"]
         .iter()
-        .find_map(|name| headers.get(*name)?.to_str().ok()?.trim().parse().ok())
+        .filter_map(|name| headers.get(*name)?.to_str().ok()?.trim().parse().ok())
         .filter(|ms| *ms > 0)
+        .min()
         .map(Duration::from_millis)
 }
 
@@ -147,18 +164,34 @@ async fn model_route(State(kserve): State<Kserve>, request: Request) -> Response
     if *request.method() != expected {
         return method_not_allowed();
     }
-    let name = route.name;
+    let name = route.name.into_owned();
     let version = route.version;
+    let headers = request.headers().clone();
     let result = match route.action {
-        Action::Metadata => documents::model_metadata(&kserve, &name, version).await,
+        Action::Metadata => documents::model_metadata(&kserve, &name, version, &headers).await,
         Action::Ready => documents::model_ready(&kserve, &name, version),
-        Action::Config => documents::model_config(&kserve, &name, version).await,
+        Action::Config => documents::model_config(&kserve, &name, version, &headers).await,
         Action::Statistics => documents::model_statistics(&kserve, &name, version),
         Action::Generate => generate::generate(&kserve, &name, version, request, false).await,
         Action::GenerateStream => generate::generate(&kserve, &name, version, request, true).await,
         Action::Infer => Err(Error::internal("inference went past its short way")),
     };
-    result.unwrap_or_else(|error| Failure(error).into_response())
+    result.unwrap_or_else(|error| {
+        log_failure(&name, &headers, &error);
+        Failure(error).into_response()
+    })
+}
+
+/// One line for each failed request: loud if it is our fault.
+fn log_failure(model: &str, headers: &HeaderMap, error: &Error) {
+    let request_id = headers.get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or("-");
+    let code = error.kind().code();
+    match error.kind() {
+        ErrorKind::BackendFailed | ErrorKind::RepositoryFailed | ErrorKind::Internal => {
+            tracing::warn!(model, request_id, code, error = %error.report(), "request failed");
+        }
+        _ => tracing::debug!(model, request_id, code, error = %error.report(), "request refused"),
+    }
 }
 
 /// A JSON document that is made already.
@@ -180,17 +213,14 @@ fn not_found() -> Response {
 }
 
 fn method_not_allowed() -> Response {
-    let mut response = error_response(&Error::invalid("Method Not Allowed")).map(axum::body::Body::new);
-    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-    response
+    status::method_not_allowed().map(axum::body::Body::new)
 }
 
 /// Reads the JSON object in the body of a control request; an absent one has no members.
-async fn read_control(kserve: &Kserve, request: Request) -> Result<Map<String, Value>> {
-    let limit = kserve.0.limits.json_bytes;
-    let bytes = axum::body::to_bytes(request.into_body(), limit).await.map_err(|error| {
-        Error::too_large(format!("the request body is larger than {limit} bytes")).with_source(error)
-    })?;
+async fn read_control(request: Request) -> Result<Map<String, Value>> {
+    let bytes = axum::body::to_bytes(request.into_body(), CONTROL_BYTES)
+        .await
+        .map_err(|error| Error::internal("reading a body from memory failed").with_source(error))?;
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(Map::new());
     }

@@ -18,7 +18,7 @@ pub(super) async fn index(State(kserve): State<Kserve>, request: Request) -> Res
 }
 
 async fn try_index(kserve: &Kserve, request: Request) -> Result<Response> {
-    let body = read_control(kserve, request).await?;
+    let body = read_control(request).await?;
     let only_ready = match body.get("ready") {
         None => false,
         Some(Value::Bool(ready)) => *ready,
@@ -66,7 +66,7 @@ pub(super) async fn named_repository() -> Response {
 }
 
 async fn load(kserve: &Kserve, name: &str, request: Request) -> Result<Response> {
-    let body = read_control(kserve, request).await?;
+    let body = read_control(request).await?;
     let config = load_parameters(&body)?;
     kserve.server().load_model(name, config).await.map_err(|error| match error.kind() {
         ErrorKind::NotFound => error.wrap(format!("failed to load '{name}', failed to poll from model repository")),
@@ -114,7 +114,7 @@ fn load_parameters(body: &Map<String, Value>) -> Result<Option<ModelConfig>> {
 }
 
 async fn unload(kserve: &Kserve, name: &str, request: Request) -> Result<Response> {
-    let body = read_control(kserve, request).await?;
+    let body = read_control(request).await?;
     for (key, value) in parameters(&body)?.into_iter().flatten() {
         // `unload_dependents` has nothing to mean while there are no ensembles.
         if key != "unload_dependents" || !value.is_boolean() {

@@ -38,7 +38,7 @@ pub fn decode_request(body: Bytes, header_length: Option<usize>, limits: &Limits
     };
     if json_length > limits.json_bytes {
         return Err(Error::too_large(format!(
-            "the JSON part of the request has {json_length} bytes, over the limit of {} (json_bytes); send large \
+            "the JSON part of the request has {json_length} bytes, over --max-json-bytes {}; send large \
              tensors as binary data",
             limits.json_bytes
         )));

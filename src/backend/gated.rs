@@ -1,0 +1,347 @@
+//! The `gated` backend: a fake that loads and executes when a test lets it, counts what is alive, and fails by script.
+//!
+//! It gives back its inputs as `identity` does. Each model, known by the name in its configuration, has a gate before
+//! its loads and one before its executions; both are open until the test closes them.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use tokio::sync::Notify;
+
+use super::identity::Identity;
+use super::{Backend, Batch, Execution, Model, ModelFiles, ModelInstance};
+use crate::error::Error;
+use crate::error::Result;
+use crate::inference::DeviceId;
+use crate::model_config::ModelConfig;
+use crate::model_config::complete::RuntimeSignature;
+
+/// Its name in `config.pbtxt`.
+pub const NAME: &str = "gated";
+
+/// What a gate or a fault stands before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// `Backend::load`.
+    Load,
+    /// `Model::instance`; it has no gate.
+    Instance,
+    /// `ModelInstance::execute`.
+    Execute,
+}
+
+/// How a step goes wrong.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// It returns this error.
+    Error(Error),
+    /// It panics with this text.
+    Panic(&'static str),
+}
+
+/// What has happened to one model, over all its versions and copies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Loads that arrived, those that wait at the gate included.
+    pub loads_begun: usize,
+    /// Loads that ended, well or not.
+    pub loads_ended: usize,
+    /// Copies of the model in memory.
+    pub live_models: usize,
+    /// Instances in memory.
+    pub live_instances: usize,
+    /// Executions that arrived, those that wait at the gate included.
+    pub executions_begun: usize,
+    /// Executions that ended, well or not.
+    pub executions_ended: usize,
+    /// The most executions that were under way at once.
+    pub most_at_once: usize,
+}
+
+/// One execution: whose, and the first four bytes of its first input as a little-endian number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executed {
+    /// The model.
+    pub model: String,
+    /// What tells its request from others.
+    pub tag: i32,
+}
+
+/// The backend, and the test's hand on it. Clones are the same backend.
+#[derive(Clone, Default)]
+pub struct Gated(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    opened: Condvar,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    models: HashMap<String, OneModel>,
+    order: Vec<Executed>,
+}
+
+#[derive(Default)]
+struct OneModel {
+    counts: Counts,
+    gates: HashMap<Step, Gate>,
+    faults: HashMap<Step, VecDeque<Fault>>,
+}
+
+/// A gate without an entry is open.
+#[derive(Default)]
+struct Gate {
+    /// How many may pass although it is closed.
+    admitted: usize,
+}
+
+impl Gated {
+    /// Closes the gate before a step of `model`.
+    pub fn close(&self, model: &str, step: Step) {
+        self.change(model, |known| {
+            known.gates.entry(step).or_default();
+        });
+    }
+
+    /// Lets `count` through a closed gate.
+    pub fn admit(&self, model: &str, step: Step, count: usize) {
+        self.change(model, |known| known.gates.entry(step).or_default().admitted += count);
+    }
+
+    /// Opens the gate before a step of `model`.
+    pub fn open(&self, model: &str, step: Step) {
+        self.change(model, |known| drop(known.gates.remove(&step)));
+    }
+
+    /// Opens every gate there is.
+    pub fn open_all(&self) {
+        self.0.state.lock().models.values_mut().for_each(|known| known.gates.clear());
+        self.0.opened.notify_all();
+    }
+
+    /// Makes the next step of this kind that is not spoken for yet go wrong.
+    pub fn fail_next(&self, model: &str, step: Step, fault: Fault) {
+        self.change(model, |known| known.faults.entry(step).or_default().push_back(fault));
+    }
+
+    /// What has happened to `model`.
+    #[must_use]
+    pub fn counts(&self, model: &str) -> Counts {
+        self.0.state.lock().models.get(model).map(|known| known.counts).unwrap_or_default()
+    }
+
+    /// Copies and instances in memory, of all models.
+    #[must_use]
+    pub fn alive(&self) -> usize {
+        let state = self.0.state.lock();
+        state.models.values().map(|known| known.counts.live_models + known.counts.live_instances).sum()
+    }
+
+    /// The executions so far, in the order in which they arrived.
+    #[must_use]
+    pub fn order(&self) -> Vec<Executed> {
+        self.0.state.lock().order.clone()
+    }
+
+    /// Waits until `reached` holds of what has happened to `model`.
+    pub async fn until(&self, model: &str, reached: impl Fn(&Counts) -> bool) -> Counts {
+        loop {
+            let changed = self.0.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let counts = self.counts(model);
+            if reached(&counts) {
+                return counts;
+            }
+            changed.await;
+        }
+    }
+
+    fn change<T>(&self, model: &str, change: impl FnOnce(&mut OneModel) -> T) -> T {
+        let result = change(self.0.state.lock().model(model));
+        self.0.opened.notify_all();
+        self.0.changed.notify_waiters();
+        result
+    }
+
+    /// Waits at the gate, then does what the script says of this step.
+    #[expect(clippy::panic, reason = "the panic is what the test asked for")]
+    fn pass(&self, model: &str, step: Step) -> Result<()> {
+        let mut state = self.0.state.lock();
+        while !state.may_pass(model, step) {
+            self.0.opened.wait(&mut state);
+        }
+        let fault = state.model(model).faults.get_mut(&step).and_then(VecDeque::pop_front);
+        MutexGuard::unlock_fair(state);
+        match fault {
+            None => Ok(()),
+            Some(Fault::Error(error)) => Err(error),
+            Some(Fault::Panic(text)) => panic!("{text}"),
+        }
+    }
+}
+
+impl State {
+    fn model(&mut self, name: &str) -> &mut OneModel {
+        if !self.models.contains_key(name) {
+            self.models.insert(name.to_owned(), OneModel::default());
+        }
+        self.models.entry(name.to_owned()).or_default()
+    }
+
+    fn may_pass(&mut self, model: &str, step: Step) -> bool {
+        match self.model(model).gates.get_mut(&step) {
+            None => true,
+            Some(Gate { admitted: 0 }) => false,
+            Some(gate) => {
+                gate.admitted -= 1;
+                true
+            }
+        }
+    }
+}
+
+/// Counts something for as long as it lives.
+struct Alive {
+    gated: Gated,
+    model: String,
+    count: fn(&mut Counts) -> &mut usize,
+}
+
+impl Alive {
+    fn new(gated: &Gated, model: &str, count: fn(&mut Counts) -> &mut usize) -> Self {
+        gated.change(model, |known| *count(&mut known.counts) += 1);
+        Self { gated: gated.clone(), model: model.to_owned(), count }
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        let count = self.count;
+        self.gated.change(&self.model, |known| *count(&mut known.counts) -= 1);
+    }
+}
+
+/// Counts the end of a step, however it ends.
+struct Ending<'a> {
+    gated: &'a Gated,
+    model: &'a str,
+    count: fn(&mut Counts) -> &mut usize,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        let count = self.count;
+        self.gated.change(self.model, |known| *count(&mut known.counts) += 1);
+    }
+}
+
+struct GatedModel {
+    inner: Box<dyn Model>,
+    alive: Alive,
+}
+
+struct GatedInstance {
+    inner: Box<dyn ModelInstance>,
+    alive: Alive,
+}
+
+impl Backend for Gated {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn default_model_file(&self) -> &'static str {
+        ""
+    }
+
+    fn load(&self, files: &ModelFiles, config: &ModelConfig, device: DeviceId) -> Result<Box<dyn Model>> {
+        let model = config.name.as_str();
+        self.change(model, |known| known.counts.loads_begun += 1);
+        let _ending = Ending { gated: self, model, count: |counts| &mut counts.loads_ended };
+        self.pass(model, Step::Load)?;
+        let inner = Identity.load(files, config, device)?;
+        Ok(Box::new(GatedModel { inner, alive: Alive::new(self, model, |counts| &mut counts.live_models) }))
+    }
+}
+
+impl Model for GatedModel {
+    fn signature(&self) -> &RuntimeSignature {
+        self.inner.signature()
+    }
+
+    fn instance(&self) -> Result<Box<dyn ModelInstance>> {
+        let Alive { gated, model, .. } = &self.alive;
+        gated.pass(model, Step::Instance)?;
+        let alive = Alive::new(gated, model, |counts| &mut counts.live_instances);
+        Ok(Box::new(GatedInstance { inner: self.inner.instance()?, alive }))
+    }
+}
+
+impl ModelInstance for GatedInstance {
+    fn execute(&mut self, batch: &Batch<'_>) -> Result<Execution> {
+        let Alive { gated, model, .. } = &self.alive;
+        let data = batch.inputs.first().map(|input| input.tensor.data().as_ref()).unwrap_or_default();
+        let tag = data.first_chunk::<4>().map_or(0, |bytes| i32::from_le_bytes(*bytes));
+        gated.0.state.lock().order.push(Executed { model: model.clone(), tag });
+        gated.change(model, |known| {
+            let counts = &mut known.counts;
+            counts.executions_begun += 1;
+            counts.most_at_once = counts.most_at_once.max(counts.executions_begun - counts.executions_ended);
+        });
+        let _ending = Ending { gated, model, count: |counts| &mut counts.executions_ended };
+        gated.pass(model, Step::Execute)?;
+        self.inner.execute(batch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model_config::{UnknownFields, parse};
+
+    fn files() -> ModelFiles {
+        ModelFiles { directory: ".".into(), version_directory: ".".into(), version: 1, model_file: None }
+    }
+
+    fn config(name: &str) -> ModelConfig {
+        let tensor = "[ { name: \"x\" data_type: TYPE_INT32 dims: [ -1 ] } ]";
+        let text = format!("name: \"{name}\" backend: \"gated\" input {tensor} output {tensor}");
+        parse(&text, UnknownFields::Deny).unwrap().config
+    }
+
+    #[tokio::test]
+    async fn a_closed_gate_holds_a_load_until_it_is_opened_and_what_lives_is_counted() {
+        let gated = Gated::default();
+        gated.close("m", Step::Load);
+        let loading = tokio::task::spawn_blocking({
+            let gated = gated.clone();
+            move || gated.load(&files(), &config("m"), DeviceId::Cpu)
+        });
+        let counts = gated.until("m", |counts| counts.loads_begun == 1).await;
+        assert_eq!(counts.loads_ended, 0);
+        gated.open("m", Step::Load);
+        let model = loading.await.unwrap().unwrap();
+        let instance = model.instance().unwrap();
+        let counts = gated.counts("m");
+        assert_eq!((counts.loads_ended, counts.live_models, counts.live_instances), (1, 1, 1));
+        drop((instance, model));
+        assert_eq!(gated.alive(), 0);
+    }
+
+    #[test]
+    fn faults_come_in_the_order_of_the_script_and_then_no_more() {
+        let gated = Gated::default();
+        gated.fail_next("m", Step::Load, Fault::Error(Error::internal("first")));
+        gated.fail_next("m", Step::Load, Fault::Panic("second"));
+        let load = || gated.load(&files(), &config("m"), DeviceId::Cpu);
+        assert_eq!(load().err().unwrap().to_string(), "first");
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)).is_err());
+        assert!(load().is_ok());
+        assert_eq!(gated.counts("m").loads_ended, 3);
+    }
+}
