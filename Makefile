@@ -79,12 +79,20 @@ python-test: .venv/clients.stamp runtime ## The Python clients against the debug
 bench: ## The micro benchmarks
 	cargo bench --workspace --benches --locked
 
+# libFuzzer and the address sanitizer come with stable Rust, but their flags are taken only from a compiler that thinks it
+# is a nightly one. An input that crashes is left in fuzz/artifacts, and fails the target.
+FUZZ := PATH="$(abspath .venv/bin):$$PATH" RUSTC_BOOTSTRAP=1 cargo fuzz
+
+.venv/bin/cargo-fuzz:
+	cargo install cargo-fuzz --version 0.13.2 --locked --root .venv
+
 .PHONY: fuzz
-fuzz: ## Each fuzz target for FUZZ_SECONDS (60); needs cargo-fuzz and a nightly toolchain
-	@cargo fuzz --version > /dev/null 2>&1 \
-		|| { echo "cargo-fuzz is missing: cargo install --locked cargo-fuzz, and rustup toolchain install nightly"; exit 1; }
-	for target in $$(cargo +nightly fuzz list); do \
-		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS); \
+fuzz: .venv/bin/cargo-fuzz ## Each fuzz target for FUZZ_SECONDS (60); needs a C++ compiler
+	targets=$$($(FUZZ) list); \
+	for target in $$targets; do \
+		mkdir -p fuzz/corpus/$$target; \
+		$(FUZZ) run $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1; \
 	done
 
 # ---- Dependencies ----------------------------------------------------------------------------------------------------

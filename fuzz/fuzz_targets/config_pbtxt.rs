@@ -16,6 +16,7 @@ fuzz_target!(|data: &[u8]| {
                 config.normalize("model.onnx", InstanceKind::Cpu, 2).expect("the defaults can always be written out");
                 let printed = to_json(&config);
                 let read = from_json(printed.to_string().as_bytes()).expect("what is printed can be read back");
+                assert_eq!(to_json(&read.config), printed);
                 assert_eq!(read.config.inputs, config.inputs);
                 assert_eq!(read.config.outputs, config.outputs);
                 assert_eq!(read.config.instance_groups, config.instance_groups);

@@ -136,3 +136,111 @@ fn model_file(files: &ModelFiles, config: &ModelConfig) -> Result<PathBuf> {
         )))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::backend::runtime_paths::{ONNXRUNTIME_INSTALL, onnxruntime_path};
+    use crate::backend::{Batch, Execution};
+    use crate::config::default_runtime_dir;
+    use crate::inference::NamedTensor;
+    use crate::tensor::{DataType, Shape, Tensor};
+
+    fn load(file: &str) -> Result<Box<dyn Model>> {
+        let library = onnxruntime_path(&default_runtime_dir().unwrap());
+        let backend = OnnxRuntime::open(&library, 2)
+            .unwrap_or_else(|error| panic!("{}: run `{ONNXRUNTIME_INSTALL}`", error.report()));
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        let files = ModelFiles {
+            directory: file.parent().unwrap().to_owned(),
+            version_directory: file.parent().unwrap().to_owned(),
+            version: 1,
+            model_file: Some(file),
+        };
+        backend.load(&files, &ModelConfig::minimal("test", NAME), DeviceId::Cpu)
+    }
+
+    fn named(name: &str, tensor: Tensor) -> NamedTensor {
+        NamedTensor { name: name.into(), tensor }
+    }
+
+    fn run(model: &dyn Model, inputs: &[NamedTensor], outputs: &[usize]) -> Result<Execution> {
+        model.instance()?.execute(&Batch { inputs, outputs })
+    }
+
+    #[test]
+    fn an_output_that_is_the_input_outlives_the_request() {
+        let model = load("tests/fixtures/passthrough.onnx").unwrap();
+        // Past the size from which outputs are taken without a copy; at an odd address, so that an aligned copy is made.
+        let values: Vec<f32> = (0..20_000_u16).map(f32::from).collect();
+        for skip in [0, 1] {
+            let mut body = vec![0_u8; skip];
+            body.extend_from_slice(bytemuck::cast_slice(&values));
+            let tensor = Tensor::new(DataType::Fp32, Shape::new(&[20_000]), Bytes::from(body).slice(skip..)).unwrap();
+            let mut outputs = run(&*model, &[named("x", tensor)], &[0, 1]).unwrap().outputs;
+            // What was freed is used again.
+            let noise: Vec<Vec<f32>> = (0..8).map(|_| vec![-1.0; 20_000]).collect();
+            let negated: Vec<f32> = bytemuck::allocation::pod_collect_to_vec(outputs.pop().unwrap().tensor.data());
+            let same: Vec<f32> = bytemuck::allocation::pod_collect_to_vec(outputs.pop().unwrap().tensor.data());
+            drop(noise);
+            assert_eq!(same, values);
+            assert!(negated.iter().zip(&values).all(|(negated, value)| *negated == -value));
+        }
+    }
+
+    #[test]
+    fn instances_run_at_the_same_time_over_one_session() {
+        let model = load("models-examples/iris/1/model.onnx").unwrap();
+        let input = named("x", Tensor::from_vec(Shape::new(&[1, 4]), vec![5.1_f32, 3.5, 1.4, 0.2]).unwrap());
+        let expected = run(&*model, std::slice::from_ref(&input), &[0]).unwrap().outputs;
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut instance = model.instance().unwrap();
+                    for _ in 0..500 {
+                        let batch = Batch { inputs: std::slice::from_ref(&input), outputs: &[0] };
+                        assert_eq!(instance.execute(&batch).unwrap().outputs, expected);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn strings_of_any_bytes_pass_and_a_bool_must_be_one() {
+        let model = load("models-examples/every_type/1/model.onnx").unwrap();
+        let signature = model.signature().clone();
+        let mut inputs: Vec<NamedTensor> = signature
+            .inputs
+            .iter()
+            .map(|input| {
+                let size = input.data_type.size().unwrap_or(0);
+                let tensor = match input.data_type {
+                    DataType::Bytes => Tensor::from_strings(Shape::new(&[2]), &[&b"\xff\0\xfe"[..], b""]).unwrap(),
+                    data_type => Tensor::new(data_type, Shape::new(&[2]), vec![1_u8; 2 * size].into()).unwrap(),
+                };
+                named(&input.name, tensor)
+            })
+            .collect();
+        let all: Vec<usize> = (0..signature.outputs.len()).collect();
+        let outputs = run(&*model, &inputs, &all).unwrap().outputs;
+        for (input, output) in inputs.iter().zip(&outputs) {
+            assert_eq!(input.tensor, output.tensor, "{}", input.name);
+        }
+        let bool_at = signature.inputs.iter().position(|input| input.data_type == DataType::Bool).unwrap();
+        inputs[bool_at].tensor = Tensor::new(DataType::Bool, Shape::new(&[2]), Bytes::from_static(&[1, 2])).unwrap();
+        let error = run(&*model, &inputs, &all).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.report().contains("BOOL element 1 is 2"), "{}", error.report());
+    }
+
+    #[test]
+    fn what_is_no_model_is_named_without_the_servers_folders() {
+        let error = load("Cargo.toml").err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{}", error.report());
+        assert!(!error.report().contains(env!("CARGO_MANIFEST_DIR")), "{}", error.report());
+        assert_eq!(load("models-examples/nothing.onnx").err().unwrap().kind(), ErrorKind::NotFound);
+    }
+}
