@@ -25,6 +25,8 @@ help: ## Print this list
 run: ## Build, get ONNX Runtime, and serve models-examples/ (MODELS=folder for another one)
 	cargo build --release --locked
 	$(RELEASE) runtime install onnxruntime --python $(PYTHON)
+	@test "$(MODELS)" != models-examples || printf '%s\n' "three numbers tripled, once it listens:" \
+		"  curl -s http://localhost:8000/v2/models/scale/generate -d '{\"x\": [1, 2, 3]}'" ""
 	exec $(RELEASE) serve --model-repository $(MODELS)
 
 # ---- Test ------------------------------------------------------------------------------------------------------------
@@ -79,8 +81,8 @@ python-test: .venv/clients.stamp runtime ## The Python clients against the debug
 bench: ## The micro benchmarks
 	cargo bench --workspace --benches --locked
 
-# libFuzzer and the address sanitizer come with stable Rust, but their flags are taken only from a compiler that thinks it
-# is a nightly one. An input that crashes is left in fuzz/artifacts, and fails the target.
+# libFuzzer's build flags are taken only from a nightly compiler, or with this variable from a stable one. An input that
+# crashes stays in fuzz/artifacts and fails the target: RUSTC_BOOTSTRAP=1 cargo fuzz run TARGET FILE runs it again.
 FUZZ := PATH="$(abspath .venv/bin):$$PATH" RUSTC_BOOTSTRAP=1 cargo fuzz
 
 .venv/bin/cargo-fuzz:

@@ -114,7 +114,9 @@ impl Gated {
 
     /// Opens the gate before a step of `model`.
     pub fn open(&self, model: &str, step: Step) {
-        self.change(model, |known| drop(known.gates.remove(&step)));
+        self.change(model, |known| {
+            known.gates.remove(&step);
+        });
     }
 
     /// Opens every gate there is.

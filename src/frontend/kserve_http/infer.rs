@@ -12,7 +12,7 @@ use super::super::classification;
 use super::super::compression::{self, Encoding};
 use super::super::status::error_response;
 use super::super::tensor_json::{self, DecodedRequest, EncodedResponse, ResponseFormat};
-use super::{Kserve, log_failure};
+use super::{Kserve, log_failure, micros, request_id};
 use crate::error::{Error, Result};
 use crate::inference::{InferenceResponse, Version};
 use crate::lifecycle::handle::ModelHandle;
@@ -99,6 +99,13 @@ impl Kserve {
         let mut response = self.server().infer(&handle, decoded.request, arrived).await?;
         classify(&mut response, &decoded.format, &handle)?;
         drop(handle);
+        tracing::debug!(
+            model = name,
+            version = response.model.version,
+            request_id = request_id(headers).unwrap_or(&response.id),
+            us = micros(arrived),
+            "inference answered"
+        );
         let encoded = encode(response, decoded.format).await?;
         answer(encoded, Encoding::for_response(headers)).await
     }

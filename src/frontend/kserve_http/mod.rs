@@ -182,9 +182,18 @@ async fn model_route(State(kserve): State<Kserve>, request: Request) -> Response
     })
 }
 
+/// What a proxy before us calls the request.
+fn request_id(headers: &HeaderMap) -> Option<&str> {
+    headers.get("x-request-id").and_then(|id| id.to_str().ok())
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
 /// One line for each failed request: loud if it is our fault.
 fn log_failure(model: &str, headers: &HeaderMap, error: &Error) {
-    let request_id = headers.get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or("-");
+    let request_id = request_id(headers).unwrap_or("-");
     let code = error.kind().code();
     match error.kind() {
         ErrorKind::BackendFailed | ErrorKind::RepositoryFailed | ErrorKind::Internal => {
