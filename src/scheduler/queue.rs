@@ -271,7 +271,8 @@ impl ModelQueue {
     }
 
     fn pin(&self) -> Option<Running<'_>> {
-        self.running.try_pin().then_some(Running(&self.running))
+        // Not `then_some`: that would make a guard, and drop it, where there is nothing to unpin.
+        self.running.try_pin().then(|| Running(&self.running))
     }
 
     /// Runs the work on the instance, which comes back unless it panicked beyond repair.
@@ -383,5 +384,36 @@ impl Drop for CancelGuard<'_> {
             self.queue.given_up.fetch_add(1, Ordering::Relaxed);
             self.queue.statistics.record_failure(FailureReason::Canceled, waited);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::executor::Executor;
+    use super::*;
+    use crate::backend::gated::Gated;
+    use crate::backend::{Backend, ModelFiles};
+    use crate::inference::DeviceId;
+    use crate::model_config::{UnknownFields, parse};
+
+    #[tokio::test]
+    async fn a_turn_that_comes_after_the_end_changes_nothing() {
+        let tensor = "[ { name: \"x\" data_type: TYPE_INT32 dims: [ -1 ] } ]";
+        let text = format!("name: \"m\" backend: \"gated\" input {tensor} output {tensor}");
+        let config = parse(&text, UnknownFields::Deny).unwrap().config;
+        let files = ModelFiles { directory: ".".into(), version_directory: ".".into(), version: 1, model_file: None };
+        let model = Gated::default().load(&files, &config, DeviceId::Cpu).unwrap();
+        let executor = Executor::start(DeviceId::Cpu, 1).unwrap();
+        let queue = ModelQueue::new(model.into(), 1, 1, executor.handle(), Arc::default()).unwrap();
+        let running = queue.pin().unwrap();
+        let closing = queue.close();
+        tokio::pin!(closing);
+        assert!(futures_util::poll!(closing.as_mut()).is_pending());
+        assert!(!queue.turn());
+        assert!(queue.pin().is_none());
+        assert!(futures_util::poll!(closing.as_mut()).is_pending(), "what runs is waited for");
+        drop(running);
+        drop(closing.await);
+        assert_eq!(queue.running.count(), 0);
     }
 }

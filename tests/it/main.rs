@@ -1,0 +1,23 @@
+//! The tests of the whole server, in one binary: what only a client inside the process, or one that holds the gates of a
+//! fake backend, can see. The wire format itself is tested by the clients in `tests/python`.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, helpers included"
+)]
+
+mod conformance;
+mod drain;
+mod faults;
+mod lifecycle;
+mod limits;
+mod loads;
+mod metrics;
+mod process;
+mod queue;
+mod scheduling;
+mod start;
+mod support;
+mod wire;

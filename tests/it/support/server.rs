@@ -1,0 +1,193 @@
+//! A server in this process, on ports and threads of its own.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use roundhouse::app::{Addresses, App, Listeners};
+use roundhouse::backend::gated::{Counts, Gated};
+use roundhouse::backend::identity::Identity;
+use roundhouse::backend::registry::BackendRegistry;
+use roundhouse::config::{ServeOptions, ServerConfig};
+use roundhouse::error::Result;
+use roundhouse::server::InferenceServer;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::client::{Client, Request, Response};
+use super::repository::Repository;
+use super::{eventually, within};
+
+/// A running server with the `gated` and `identity` backends.
+pub(crate) struct TestServer {
+    /// Its models.
+    pub(crate) repository: Repository,
+    /// The hand on its `gated` models.
+    pub(crate) gated: Gated,
+    /// The server below the protocol.
+    pub(crate) inner: InferenceServer,
+    /// Where it listens.
+    pub(crate) addresses: Addresses,
+    /// Makes it drain.
+    pub(crate) shutdown: CancellationToken,
+    running: Option<JoinHandle<Result<()>>>,
+    runtime: Option<Runtime>,
+}
+
+/// A configuration for the repository: free ports, two executor threads, the rest as an operator gets it.
+pub(crate) fn config_for(repository: &Repository) -> ServerConfig {
+    let options = ServeOptions {
+        model_repository: Some(repository.path().to_str().unwrap().to_owned()),
+        http_port: Some(0),
+        metrics_port: Some(0),
+        executor_threads: std::num::NonZeroUsize::new(2),
+        ..ServeOptions::default()
+    };
+    options.resolve().unwrap()
+}
+
+impl TestServer {
+    /// A server as `config_for` has it.
+    pub(crate) async fn start(repository: Repository) -> Self {
+        Self::start_with(repository, |_| {}).await
+    }
+
+    /// A server with another configuration, once it is ready.
+    pub(crate) async fn start_with(repository: Repository, change: impl FnOnce(&mut ServerConfig)) -> Self {
+        let server = Self::start_unready(repository, Gated::default(), change).await;
+        eventually("the server is ready", || server.inner.is_ready()).await;
+        server
+    }
+
+    /// A server that may be loading its first models yet.
+    pub(crate) async fn start_unready(
+        repository: Repository,
+        gated: Gated,
+        change: impl FnOnce(&mut ServerConfig),
+    ) -> Self {
+        let mut config = config_for(&repository);
+        change(&mut config);
+        let registry = BackendRegistry::default().with(Arc::new(gated.clone())).with(Arc::new(Identity));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let shutdown = CancellationToken::new();
+        let (app, listeners, addresses) = runtime
+            .spawn(async move {
+                let listeners = Listeners::bind(&config).await.unwrap();
+                let addresses = listeners.addresses().unwrap();
+                (App::build_with(config, registry).unwrap(), listeners, addresses)
+            })
+            .await
+            .unwrap();
+        let inner = app.server().clone();
+        let running = runtime.spawn(app.run(listeners, shutdown.clone()));
+        Self { repository, gated, inner, addresses, shutdown, running: Some(running), runtime: Some(runtime) }
+    }
+
+    /// A new connection.
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect(self.addresses.http).await
+    }
+
+    /// Asks over a connection of its own.
+    pub(crate) async fn ask(&self, request: &Request) -> Response {
+        self.client().await.ask(request).await
+    }
+
+    /// Asks without waiting: connected and sent when this returns.
+    pub(crate) async fn send(&self, request: &Request) -> Client {
+        let mut client = self.client().await;
+        client.send(request).await;
+        client
+    }
+
+    /// Waits until `reached` holds of what has happened to a gated model.
+    pub(crate) async fn until(&self, model: &str, reached: impl Fn(&Counts) -> bool) -> Counts {
+        let waiting = self.gated.until(model, reached);
+        match tokio::time::timeout(super::LONG, waiting).await {
+            Ok(counts) => counts,
+            Err(_elapsed) => panic!("model {model} did not get there: {:?}", self.gated.counts(model)),
+        }
+    }
+
+    /// Waits until so many requests wait in the queue of a model.
+    pub(crate) async fn until_pending(&self, model: &str, count: usize) {
+        eventually("requests in the queue", || self.pending(model) == count).await;
+    }
+
+    /// Requests in the queues of a model's versions.
+    pub(crate) fn pending(&self, model: &str) -> usize {
+        let versions = self.inner.resident_versions();
+        versions.iter().filter(|loaded| *loaded.id.name == *model).map(|loaded| loaded.queue.pending()).sum()
+    }
+
+    /// The value of a series on the metrics page, by everything before the value; `None` where it is not there.
+    pub(crate) fn metric(&self, series: &str) -> Option<f64> {
+        let page = self.inner.metrics_page();
+        let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map(|value| value.parse().unwrap())
+    }
+
+    /// How many loads have ended so: `ok`, `failed`, `cancelled`.
+    pub(crate) fn loads(&self, outcome: &str) -> usize {
+        let count = self.metric(&format!("roundhouse_model_loads_total{{outcome=\"{outcome}\"}}")).unwrap();
+        count as usize
+    }
+
+    /// The state of a model's first row in the repository index; empty for one that was never asked for.
+    pub(crate) async fn state(&self, model: &str) -> String {
+        let index = self.ask(&super::client::post("/v2/repository/index", "")).await.json();
+        let row = index.as_array().unwrap().iter().find(|row| row["name"] == model).unwrap();
+        row["state"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The names of the repository index, once each.
+    pub(crate) async fn index(&self) -> Vec<String> {
+        let index = self.ask(&super::client::post("/v2/repository/index", "")).await.json();
+        let mut names: Vec<_> =
+            index.as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap().to_owned()).collect();
+        names.dedup();
+        names
+    }
+
+    /// Shuts down and waits for the end of `run`.
+    pub(crate) async fn stop(&mut self) -> Result<()> {
+        self.shutdown.cancel();
+        let running = self.running.take().unwrap();
+        within("the end of the server", running).await.unwrap()
+    }
+
+    /// The last check of a test: nothing is pinned, nothing waits, unloading everything leaves nothing in memory, and
+    /// the server stops in peace.
+    pub(crate) async fn finish(mut self) {
+        let idle = || {
+            let versions = self.inner.resident_versions();
+            versions.iter().all(|loaded| loaded.pins() == 0 && loaded.queue.pending() == 0)
+        };
+        eventually("no pins and nothing in the queues", idle).await;
+        let names: std::collections::BTreeSet<_> =
+            self.inner.resident_versions().iter().map(|loaded| loaded.id.name.to_string()).collect();
+        for name in names {
+            within("an unload", self.inner.unload_model(&name)).await.unwrap();
+        }
+        assert!(self.inner.resident_versions().is_empty(), "everything was unloaded");
+        eventually("none is counted", || self.metric("roundhouse_models_resident") == Some(0.0)).await;
+        eventually("every copy and instance is out of memory", || self.gated.alive() == 0).await;
+        self.stop().await.unwrap();
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        // A test that failed must not leave threads at a closed gate.
+        self.gated.open_all();
+        self.shutdown.cancel();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// All of them, side by side, in order.
+pub(crate) async fn all<T>(futures: impl IntoIterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    futures_util::future::join_all(futures).await
+}
