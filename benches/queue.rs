@@ -64,7 +64,7 @@ fn work() -> Work {
 fn hand_over(criterion: &mut Criterion) {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().expect("a runtime");
-    let executor = Executor::start(DeviceId::Cpu, 1).expect("an executor");
+    let executor = Executor::start(DeviceId::Cpu, 1, 1).expect("an executor");
     let queue = |slow| {
         let model = Arc::new(Copies { slow, signature: RuntimeSignature::default() });
         ModelQueue::new(model, 1, 64, executor.handle(), Arc::new(ModelStatistics::default())).expect("a queue")

@@ -121,7 +121,9 @@ impl App {
         let mut executors = Vec::new();
         let mut devices = Vec::new();
         for device in selection.devices {
-            let executor = Executor::start(device, config.executor_threads)?;
+            // With a single thread for connections it is the short way or none: one run may hold it.
+            let short_ways = config.io_threads.saturating_sub(1).max(1);
+            let executor = Executor::start(device, config.executor_threads, short_ways)?;
             devices.push(DeviceExecutor { device, executor: executor.handle(), threads: config.executor_threads });
             executors.push(executor);
         }

@@ -361,7 +361,10 @@ mod tests {
         assert_eq!(batching.default_queue_policy.timeout_action, TimeoutAction::Delay);
         assert_eq!(batching.priority_queue_policies[&2].max_queue_size, 1);
         let first = parsed.warnings[0].to_string();
-        assert!(first.starts_with("config.pbtxt:2:13: 'dynamic_batching' has no effect yet: accepted"), "{first}");
+        assert!(
+            first.starts_with("config.pbtxt:2:13: 'dynamic_batching' has no effect yet: requests are not batched"),
+            "{first}"
+        );
         assert_eq!(parsed.warnings.len(), 5);
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::queue::ModelQueue;
 use crate::error::{Error, Result};
@@ -21,6 +22,8 @@ struct Ready {
 struct Shared {
     ready: Mutex<Ready>,
     work: Condvar,
+    /// Places on the short way, where a quick model is run by the thread that decoded the request.
+    short_ways: Semaphore,
 }
 
 /// A device's threads; dropping it stops them after the turns they are in.
@@ -34,12 +37,17 @@ pub struct Executor {
 pub struct ExecutorHandle(Arc<Shared>);
 
 impl Executor {
-    /// Starts `threads` threads for `device`.
+    /// Starts `threads` threads for `device`. At most `short_ways` runs at a time go past them, on the threads that serve
+    /// connections: fewer than there are of those, or a quick model that turns slow holds them all.
     ///
     /// # Errors
     /// `Internal` if the system refuses a thread.
-    pub fn start(device: DeviceId, threads: usize) -> Result<Self> {
-        let shared = Arc::new(Shared { ready: Mutex::new(Ready::default()), work: Condvar::new() });
+    pub fn start(device: DeviceId, threads: usize, short_ways: usize) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            ready: Mutex::new(Ready::default()),
+            work: Condvar::new(),
+            short_ways: Semaphore::new(short_ways.min(Semaphore::MAX_PERMITS)),
+        });
         let mut executor = Self { shared: Arc::clone(&shared), threads: Vec::with_capacity(threads) };
         for index in 0..threads {
             let shared = Arc::clone(&shared);
@@ -71,6 +79,11 @@ impl Drop for Executor {
 }
 
 impl ExecutorHandle {
+    /// A place on the short way, if one is free.
+    pub(super) fn short_way(&self) -> Option<SemaphorePermit<'_>> {
+        self.0.short_ways.try_acquire().ok()
+    }
+
     /// Puts a queue with work at the end of the line.
     pub(super) fn submit(&self, queue: Arc<ModelQueue>) {
         self.0.ready.lock().queues.push_back(queue);

@@ -154,7 +154,9 @@ impl ModelQueue {
         if !self.promptness.is_prompt(work.input_bytes()) {
             return ControlFlow::Continue(work);
         }
-        let Some(_running) = self.pin() else { return ControlFlow::Continue(work) };
+        let (Some(_place), Some(_running)) = (self.executor.short_way(), self.pin()) else {
+            return ControlFlow::Continue(work);
+        };
         let instance = {
             let mut state = self.state.lock();
             if state.waiting.is_empty() { state.idle.pop() } else { None }
@@ -403,7 +405,7 @@ mod tests {
         let config = parse(&text, UnknownFields::Deny).unwrap().config;
         let files = ModelFiles { directory: ".".into(), version_directory: ".".into(), version: 1, model_file: None };
         let model = Gated::default().load(&files, &config, DeviceId::Cpu).unwrap();
-        let executor = Executor::start(DeviceId::Cpu, 1).unwrap();
+        let executor = Executor::start(DeviceId::Cpu, 1, 1).unwrap();
         let queue = ModelQueue::new(model.into(), 1, 1, executor.handle(), Arc::default()).unwrap();
         let running = queue.pin().unwrap();
         let closing = queue.close();

@@ -34,7 +34,7 @@ impl Scripted {
         let files = Repository::gated(&["a", "b"]);
         let repository = Arc::new(Faulty::new(Arc::new(Local::open(files.path()).unwrap())));
         let gated = Gated::default();
-        let executor = Executor::start(DeviceId::Cpu, 1).unwrap();
+        let executor = Executor::start(DeviceId::Cpu, 1, 1).unwrap();
         let loader = Loader {
             repository: Arc::clone(&repository) as Arc<_>,
             backends: Arc::new(BackendRegistry::default().with(Arc::new(gated.clone()))),

@@ -292,7 +292,6 @@ async fn requests_that_wait_when_the_last_instance_is_lost_are_answered() {
 }
 
 #[tokio::test]
-#[ignore = "known: a quick model that turns slow runs on the threads that serve connections, and can hold all of them"]
 async fn a_quick_model_that_turns_slow_leaves_the_server_answering() {
     let server = TestServer::start(Repository::gated(&["a"])).await;
     let mut client = server.client().await;

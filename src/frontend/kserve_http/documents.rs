@@ -8,6 +8,7 @@ use http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::super::config_json;
+use super::super::metrics_http::readiness;
 use super::{Kserve, empty, json as document};
 use crate::error::{Error, Result};
 use crate::inference::Version;
@@ -35,13 +36,7 @@ pub(super) async fn live() -> Response {
 }
 
 pub(super) async fn ready(State(kserve): State<Kserve>) -> Response {
-    if kserve.server().is_ready() {
-        empty()
-    } else if kserve.server().is_draining() {
-        Failure(Error::not_ready("the server is shutting down")).into_response()
-    } else {
-        Failure(Error::not_ready("the models asked for at start are still being loaded")).into_response()
-    }
+    readiness(kserve.server()).map_or_else(|error| Failure(error).into_response(), |()| empty())
 }
 
 pub(super) async fn server_metadata(State(kserve): State<Kserve>) -> Response {
