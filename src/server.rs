@@ -24,6 +24,9 @@ use crate::tensor::Shape;
 /// The server's name in metadata.
 pub const NAME: &str = "roundhouse";
 
+/// Its version with the commit it was built from.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("ROUNDHOUSE_COMMIT"), ")");
+
 /// The server. Cheap to clone.
 #[derive(Clone)]
 pub struct InferenceServer(Arc<Inner>);

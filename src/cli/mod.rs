@@ -8,10 +8,11 @@ use std::path::Path;
 
 use crate::config::ServeOptions;
 use crate::error::Result;
+use crate::server;
 
 /// Many models behind one endpoint, each loaded when it is asked for.
 #[derive(Debug, clap::Parser)]
-#[command(name = "roundhouse", version, max_term_width = 110)]
+#[command(name = "roundhouse", version = server::VERSION, max_term_width = 110)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
