@@ -27,7 +27,7 @@ run: ## Build, get ONNX Runtime, and serve models-examples/ (MODELS=folder for a
 	$(RELEASE) runtime install onnxruntime --python $(PYTHON)
 	@test "$(MODELS)" != models-examples || printf '%s\n' "three numbers tripled, once it listens:" \
 		"  curl -s http://localhost:8000/v2/models/scale/generate -d '{\"x\": [1, 2, 3]}'" ""
-	exec $(RELEASE) serve --model-repository $(MODELS)
+	@exec $(RELEASE) serve --model-repository $(MODELS)
 
 # ---- Test ------------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,10 @@ use std::path::Path;
 use std::process::Command;
 
 fn main() {
-    println!("cargo::rustc-env=ROUNDHOUSE_COMMIT={}", git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".to_owned()));
+    println!(
+        "cargo::rustc-env=ROUNDHOUSE_COMMIT={}",
+        git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".to_owned())
+    );
     rerun_when_the_commit_changes();
 }
 

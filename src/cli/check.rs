@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::backend::{identity, onnxruntime};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::loader::{choose_versions, guess_backend};
 use crate::model_config::{self, ModelConfig, UnknownFields, VersionPolicy};
 use crate::repository::local::Local;
@@ -32,9 +32,12 @@ pub fn run(args: &CheckArgs) -> Result<()> {
     let manifests = runtime.block_on(manifests(&args.path))?;
     let mut out = io::stdout().lock();
     let mut wrong = 0;
-    for manifest in &manifests {
-        let right = check_one(&mut out, manifest, unknown)
-            .map_err(|error| Error::internal("cannot write to standard output").with_source(error))?;
+    for (name, manifest) in &manifests {
+        let checked = match manifest {
+            Ok(manifest) => check_one(&mut out, manifest, unknown),
+            Err(error) => writeln!(out, "{name}: {}", error.report()).map(|()| false),
+        };
+        let right = checked.map_err(|error| Error::internal("cannot write to standard output").with_source(error))?;
         wrong += usize::from(!right);
     }
     match (wrong, manifests.len()) {
@@ -44,16 +47,18 @@ pub fn run(args: &CheckArgs) -> Result<()> {
 }
 
 /// The models at `path`: the one whose folder or configuration it is, or those of the repository it is.
-async fn manifests(path: &Path) -> Result<Vec<ModelManifest>> {
+async fn manifests(path: &Path) -> Result<Vec<(String, Result<ModelManifest>)>> {
     let path = path
         .canonicalize()
         .map_err(|error| Error::invalid(format!("cannot read {}", path.display())).with_source(error))?;
     let folder = if path.file_name().is_some_and(|name| name == layout::CONFIG) { path.parent() } else { Some(&*path) };
     if let Some(folder) = folder
         && let (Some(parent), Some(name)) = (folder.parent(), folder.file_name().and_then(|name| name.to_str()))
-        && let Ok(manifest) = Local::open(parent)?.resolve(name).await
     {
-        return Ok(vec![manifest]);
+        let manifest = Local::open(parent)?.resolve(name).await;
+        if !matches!(&manifest, Err(error) if error.kind() == ErrorKind::NotFound) {
+            return Ok(vec![(name.to_owned(), manifest)]);
+        }
     }
     let repository = Local::open(&path)?;
     let names = repository.list().await?;
@@ -66,7 +71,8 @@ async fn manifests(path: &Path) -> Result<Vec<ModelManifest>> {
     }
     let mut manifests = Vec::with_capacity(names.len());
     for name in names {
-        manifests.push(repository.resolve(&name).await?);
+        let manifest = repository.resolve(&name).await;
+        manifests.push((name, manifest));
     }
     Ok(manifests)
 }

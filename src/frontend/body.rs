@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -26,6 +27,9 @@ const RESERVED: usize = 16 << 20;
 
 /// How much of a refused body is read and thrown away so that the connection can go on.
 const DRAIN_FACTOR: u64 = 2;
+
+/// How long that may take.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// What a request body may be.
 #[derive(Clone, Copy, Debug)]
@@ -101,12 +105,16 @@ pub async fn read(
     {
         // Who waits for a go-ahead has not sent the body yet.
         if !headers.contains_key(EXPECT) && length <= (limits.bytes as u64).saturating_mul(DRAIN_FACTOR) {
-            drain(&mut body, length).await;
+            drain(&mut body, length, limits).await;
         }
         return Err(too_large(limits));
     }
     let rest = async {
         let Some(first) = next_piece(&mut body).await? else { return Ok(Bytes::new()) };
+        if first.len() > limits.bytes {
+            drain(&mut body, limits.bytes as u64, limits).await;
+            return Err(too_large(limits));
+        }
         if announced == Some(first.len() as u64) || body.is_end_stream() {
             return Ok(first);
         }
@@ -147,14 +155,14 @@ async fn gather(
         // A long body in segments of the network's size is no abuse; one in crumbs is.
         pieces += usize::from(piece.len() < CRUMB);
         if pieces > limits.chunks && announced.is_none() {
-            drain(&mut body, limits.bytes as u64).await;
+            drain(&mut body, limits.bytes as u64, limits).await;
             return Err(Error::too_large(format!(
                 "the body came in more than {} pieces of under {CRUMB} bytes",
                 limits.chunks
             )));
         }
         if whole.len() - skip + piece.len() > limits.bytes {
-            drain(&mut body, limits.bytes as u64).await;
+            drain(&mut body, limits.bytes as u64, limits).await;
             return Err(too_large(limits));
         }
         whole.extend_from_slice(&piece);
@@ -180,15 +188,22 @@ async fn next_piece(body: &mut Incoming) -> Result<Option<Bytes>> {
     }
 }
 
-/// Reads and throws away up to `limit` bytes.
-async fn drain(body: &mut Incoming, limit: u64) {
-    let mut left = limit;
-    while left > 0 {
-        match next_piece(body).await {
-            Ok(Some(piece)) => left = left.saturating_sub(piece.len() as u64),
-            Ok(None) | Err(_) => return,
+/// Reads and throws away up to `bytes`, for no longer than the request's deadline and a few seconds: a client that sends
+/// them slowly, or never, loses its connection rather than holding it.
+async fn drain(body: &mut Incoming, bytes: u64, limits: &BodyLimits) {
+    let latest = Instant::now() + DRAIN_TIME;
+    let end = limits.deadline.map_or(latest, |deadline| deadline.instant().min(latest));
+    let pieces = async {
+        let mut left = bytes;
+        while left > 0 {
+            match next_piece(body).await {
+                Ok(Some(piece)) => left = left.saturating_sub(piece.len() as u64),
+                Ok(None) | Err(_) => return,
+            }
         }
-    }
+    };
+    // Whatever came, the answer is the same.
+    let _elapsed = tokio::time::timeout_at(end.into(), pieces).await;
 }
 
 fn too_large(limits: &BodyLimits) -> Error {

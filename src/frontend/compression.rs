@@ -89,19 +89,19 @@ impl Encoding {
     }
 }
 
-/// Expands a body.
+/// Expands a body to at most `limit` bytes; `flag` is what sets the limit.
 ///
 /// # Errors
 /// `InvalidArgument` if it is not what it says, `TooLarge` if it expands beyond `limit` bytes.
-pub async fn expand(encoding: Encoding, body: Bytes, limit: usize) -> Result<Bytes> {
+pub async fn expand(encoding: Encoding, body: Bytes, limit: usize, flag: &'static str) -> Result<Bytes> {
     if encoding == Encoding::Identity {
         return Ok(body);
     }
     // A kilobyte may become a megabyte, which takes about a millisecond.
-    off_the_io_threads(body.len() > 1 << 10, move || expand_blocking(encoding, &body, limit)).await
+    off_the_io_threads(body.len() > 1 << 10, move || expand_blocking(encoding, &body, limit, flag)).await
 }
 
-fn expand_blocking(encoding: Encoding, body: &[u8], limit: usize) -> Result<Bytes> {
+fn expand_blocking(encoding: Encoding, body: &[u8], limit: usize, flag: &str) -> Result<Bytes> {
     let mut expanded = Vec::with_capacity(body.len().saturating_mul(3).min(limit));
     let at_most = limit as u64 + 1;
     let result = match encoding {
@@ -112,7 +112,7 @@ fn expand_blocking(encoding: Encoding, body: &[u8], limit: usize) -> Result<Byte
     result.map_err(|error| Error::invalid("the request body cannot be decompressed").with_source(error))?;
     if expanded.len() > limit {
         return Err(Error::too_large(format!(
-            "the request body is larger than --max-json-bytes {limit} when decompressed"
+            "the request body is larger than {flag} {limit} when decompressed"
         )));
     }
     Ok(expanded.into())
@@ -179,13 +179,13 @@ mod tests {
             let pieces = vec![Bytes::from(vec![7_u8; 1 << 20]), Bytes::from_static(b"end")];
             let packed = compress(encoding, pieces.clone()).await.unwrap();
             assert!(packed.len() < 1 << 14);
-            let whole = expand(encoding, packed.clone(), 2 << 20).await.unwrap();
+            let whole = expand(encoding, packed.clone(), 2 << 20, "--limit").await.unwrap();
             assert_eq!(whole, pieces.concat());
-            let error = expand(encoding, packed.clone(), 1 << 20).await.unwrap_err();
+            let error = expand(encoding, packed.clone(), 1 << 20, "--limit").await.unwrap_err();
             assert_eq!(error.kind(), crate::error::ErrorKind::TooLarge);
             let cut = packed.slice(..packed.len() / 2);
-            assert!(expand(encoding, cut, 2 << 20).await.is_err());
+            assert!(expand(encoding, cut, 2 << 20, "--limit").await.is_err());
         }
-        assert!(expand(Encoding::Gzip, Bytes::from_static(b"plain"), 100).await.is_err());
+        assert!(expand(Encoding::Gzip, Bytes::from_static(b"plain"), 100, "--limit").await.is_err());
     }
 }

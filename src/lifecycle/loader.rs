@@ -236,7 +236,7 @@ fn load_version(plan: &Plan, version: Version, began: Instant) -> Result<LoadedV
         DeviceId::Gpu(_) => InstanceKind::Gpu,
     };
     let instances = config.instance_groups.iter().map(|group| group.count as usize).sum();
-    let instances = if instances == 0 { plan.place.threads } else { instances };
+    let instances = if instances == 0 { plan.place.threads.min(MAX_INSTANCES) } else { instances };
     if instances > MAX_INSTANCES {
         return Err(Error::invalid(format!(
             "instance_group asks for {instances} instances, at most {MAX_INSTANCES} are made"
@@ -246,7 +246,7 @@ fn load_version(plan: &Plan, version: Version, began: Instant) -> Result<LoadedV
     let count = u32::try_from(instances).unwrap_or(u32::MAX);
     config.normalize(plan.backend.default_model_file(), kind, count)?;
     // A bare file in the repository's root has the whole repository for its folder.
-    let folder = plan.manifest.owns_directory().then_some(files.directory.as_path());
+    let folder = plan.manifest.owns_directory.then_some(files.directory.as_path());
     let (inputs, outputs, output_indexes) = describe(&config, model.signature(), folder)?;
     let statistics = Arc::new(ModelStatistics::default());
     let executor = plan.place.executor.clone();

@@ -183,10 +183,13 @@ impl ModelManager {
             }
             waiter.flight().insist();
             match waiter.outcome().await? {
-                Outcome::Failed(error) => return Err(error.wrap(format!("model '{name}' cannot be loaded"))),
-                Outcome::Absent => return Err(unknown(name, None)),
                 Outcome::Done if serves => return Ok(()),
-                Outcome::Done | Outcome::Abandoned => {}
+                Outcome::Failed(error) if serves => {
+                    return Err(error.wrap(format!("model '{name}' cannot be loaded")));
+                }
+                Outcome::Absent if serves => return Err(unknown(name, None)),
+                // The end of something else than was asked for here.
+                Outcome::Done | Outcome::Failed(_) | Outcome::Absent | Outcome::Abandoned => {}
             }
         }
     }
@@ -206,6 +209,7 @@ impl ModelManager {
                     drop(tokio::spawn(async move {
                         let _guard = slot.guard(&flight);
                         slot.unload(&flight, &manager.0.metrics).await;
+                        manager.forget_if_empty(&slot);
                     }));
                     waiter
                 }

@@ -118,7 +118,14 @@ fn unreadable(path: &Path, error: io::Error) -> Error {
 
 fn bare(name: &str, file: PathBuf) -> ModelManifest {
     let directory = file.parent().map(Path::to_owned).unwrap_or_default();
-    ModelManifest { name: name.to_owned(), directory, config: None, versions: vec![1], bare_file: Some(file) }
+    ModelManifest {
+        name: name.to_owned(),
+        directory,
+        owns_directory: false,
+        config: None,
+        versions: vec![1],
+        bare_file: Some(file),
+    }
 }
 
 fn is_model_folder(folder: &Path) -> bool {
@@ -170,7 +177,14 @@ fn read_folder(name: &str, folder: &Path) -> Result<Option<ModelManifest>> {
         return Ok(None);
     }
     let versions = if bare_file.is_some() { vec![1] } else { versions };
-    Ok(Some(ModelManifest { name: name.to_owned(), directory: folder.to_owned(), config, versions, bare_file }))
+    Ok(Some(ModelManifest {
+        name: name.to_owned(),
+        directory: folder.to_owned(),
+        owns_directory: true,
+        config,
+        versions,
+        bare_file,
+    }))
 }
 
 /// Runs `work` where blocking is allowed.
@@ -225,6 +239,9 @@ mod tests {
         assert!(local.resolve_blocking("a.onnx").unwrap().bare_file.unwrap().ends_with("a.onnx"));
         assert!(local.resolve_blocking("b").unwrap().bare_file.unwrap().ends_with("b/model.onnx"));
         assert_eq!(local.resolve_blocking("team/c").unwrap().versions, [1]);
+        // The folder of a file at the side of other models holds those too.
+        assert!(!local.resolve_blocking("a").unwrap().owns_directory);
+        assert!(local.resolve_blocking("b").unwrap().owns_directory);
         assert_eq!(local.list_blocking().unwrap(), ["a", "b", "d", "team/c"]);
     }
 

@@ -21,23 +21,14 @@ pub struct ModelManifest {
     pub name: String,
     /// The model's folder on this machine; for a bare file the folder it lies in.
     pub directory: PathBuf,
+    /// Whether that folder is the model's own: that of a bare file at the side of other models is not.
+    pub owns_directory: bool,
     /// The text of `config.pbtxt`, where there is one.
     pub config: Option<String>,
     /// The version folders, ascending; for a bare file version 1 alone.
     pub versions: Vec<Version>,
     /// The model's file where it lies outside a version folder: `resnet.onnx`, or `resnet/model.onnx`.
     pub bare_file: Option<PathBuf>,
-}
-
-impl ModelManifest {
-    /// Whether the folder is the model's own: that of a bare `NAME.onnx` is not.
-    #[must_use]
-    pub fn owns_directory(&self) -> bool {
-        self.config.is_some()
-            || self.bare_file.as_ref().is_none_or(|file| {
-                layout::MODEL_FILES.iter().any(|(own, _, _)| file.file_name().is_some_and(|name| name == *own))
-            })
-    }
 }
 
 /// Where models come from. Several threads ask at once.

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::executor::ExecutorHandle;
-use super::prompt::Promptness;
+use super::prompt::{LIMIT, Promptness};
 use crate::backend::{Batch, Execution, Model, ModelInstance};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::{Deadline, NamedTensors};
@@ -283,7 +283,11 @@ impl ModelQueue {
         let start = Instant::now();
         let executed = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)));
         let end = Instant::now();
-        self.promptness.observe(end.duration_since(start), work.input_bytes());
+        let run = end.duration_since(start);
+        // A refusal says nothing of how long an answer takes.
+        if matches!(executed, Ok(Ok(_))) || run > LIMIT {
+            self.promptness.observe(run, work.input_bytes());
+        }
         let (instance, result) = match executed {
             Ok(Ok(Execution { outputs, compute_start, compute_end })) => {
                 let times = ExecutionTimes { start, compute_start, compute_end, end };

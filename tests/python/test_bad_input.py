@@ -568,3 +568,42 @@ def test_a_model_folder_that_vanishes_is_not_found(tmp_path):
         assert status == 404 and "digits" in json.loads(answer)["error"]
         assert_works(connection)
         connection.close()
+
+
+# --- bodies of other requests -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["scale", "generate"])
+def test_a_control_request_is_small_whatever_the_model_is_called(connection, model):
+    path = f"/v2/repository/models/{model}/load"
+    assert_refused(connection, path, b" " * (5 << 20), status=(413,), text="limit of control requests")
+
+
+def test_a_control_request_may_not_grow_by_decompression(connection):
+    bomb = gzip.compress(b" " * (5 << 20))
+    headers = {"Content-Encoding": "gzip"}
+    assert_refused(connection, "/v2/repository/index", bomb, headers, status=(413,), text="decompressed")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
+def test_a_request_without_a_body_may_name_any_encoding(connection, encoding):
+    status, _, _ = ask(connection, "/v2/health/live", headers={"Content-Encoding": encoding}, method="GET")
+    assert status == 200
+    assert_works(connection)
+
+
+def test_an_encoding_that_is_not_offered_says_what_is(connection):
+    status, _, headers = ask(connection, "/v2/repository/index", b"{}", {"Content-Encoding": "br"})
+    assert (status, headers["Accept-Encoding"]) == (501, "gzip, deflate")
+    assert_works(connection)
+
+
+def test_a_refused_body_that_never_comes_holds_nothing(server):
+    host, port = server.http.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=30) as stalled:
+        stalled.sendall(
+            b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\nx-request-timeout-ms: 100\r\n\r\n{"
+        )
+        assert stalled.recv(4096).startswith(b"HTTP/1.1 413 ")
+        while stalled.recv(4096):
+            pass

@@ -1,17 +1,14 @@
 //! Health, metadata, configuration and statistics as JSON documents.
 
-use std::time::Instant;
-
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::super::config_json;
 use super::super::metrics_http::readiness;
 use super::{Kserve, empty, json as document};
 use crate::error::{Error, Result};
-use crate::inference::Version;
+use crate::inference::{Deadline, Version};
 use crate::lifecycle::handle::{LoadedVersion, TensorMetadata};
 use crate::lifecycle::state::ModelState;
 use crate::metrics::statistics::DurationSum;
@@ -91,9 +88,8 @@ pub(super) async fn model_metadata(
     kserve: &Kserve,
     name: &str,
     version: Option<Version>,
-    headers: &HeaderMap,
+    deadline: Option<Deadline>,
 ) -> Result<Response> {
-    let deadline = kserve.deadline(Instant::now(), None, headers);
     let handle = kserve.server().model(name, version, deadline).await?;
     let versions: Vec<String> = match version {
         Some(version) => vec![version.to_string()],
@@ -130,9 +126,8 @@ pub(super) async fn model_config(
     kserve: &Kserve,
     name: &str,
     version: Option<Version>,
-    headers: &HeaderMap,
+    deadline: Option<Deadline>,
 ) -> Result<Response> {
-    let deadline = kserve.deadline(Instant::now(), None, headers);
     let handle = kserve.server().model(name, version, deadline).await?;
     Ok(document(config_json::to_json(&handle.config).to_string()))
 }

@@ -23,9 +23,9 @@ pub(super) async fn generate(
     name: &str,
     version: Option<Version>,
     request: Request,
+    arrived: Instant,
     stream: bool,
 ) -> Result<Response> {
-    let arrived = Instant::now();
     let headers = request.headers().clone();
     let body = axum::body::to_bytes(request.into_body(), kserve.0.limits.json_bytes)
         .await

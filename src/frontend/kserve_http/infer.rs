@@ -69,7 +69,7 @@ impl Kserve {
         let body = if encoding == Encoding::Identity {
             body
         } else {
-            compression::expand(encoding, body, self.0.limits.json_bytes).await?
+            compression::expand(encoding, body, self.0.limits.json_bytes, "--max-json-bytes").await?
         };
         if let Some(length) = announced
             && length > body.len()

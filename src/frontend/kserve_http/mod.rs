@@ -18,7 +18,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use http::header::CONTENT_TYPE;
+use http::header::{ACCEPT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::Either;
 use hyper::body::Incoming;
@@ -49,6 +49,13 @@ struct Inner {
 /// is, and JSON takes forty times its length as a tree.
 const CONTROL_BYTES: usize = 4 << 20;
 
+/// Where models are.
+const MODELS: &str = "/v2/models/";
+
+/// When a request's head was there: its time is counted from then, its body's included.
+#[derive(Clone, Copy)]
+struct Arrived(Instant);
+
 /// A response from the short way or from the router.
 pub type KserveResponse = http::Response<Either<Body, axum::body::Body>>;
 
@@ -73,7 +80,7 @@ impl Kserve {
     /// Never.
     pub async fn handle(self, request: http::Request<Incoming>) -> Result<KserveResponse, Infallible> {
         if request.method() == Method::POST
-            && let Some(path) = request.uri().path().strip_prefix("/v2/models/")
+            && let Some(path) = request.uri().path().strip_prefix(MODELS)
             && path.ends_with("/infer")
             && let Some(route) = ModelRoute::parse(path)
             && route.action == Action::Infer
@@ -81,9 +88,16 @@ impl Kserve {
             let (name, version) = (route.name.into_owned(), route.version);
             return Ok(self.infer(&name, version, request).await.map(Either::Left));
         }
-        let mut response = match self.read_whole(request).await {
+        let offered = Encoding::of_request(request.headers()).is_err();
+        let mut response = match self.read_whole(request, Instant::now()).await {
             Ok(request) => call(self.0.router.clone(), request).await,
-            Err(error) => Failure(error).into_response(),
+            Err(error) => {
+                let mut response = Failure(error).into_response();
+                if offered {
+                    response.headers_mut().insert(ACCEPT_ENCODING, Encoding::offered());
+                }
+                response
+            }
         };
         if response.status() == StatusCode::METHOD_NOT_ALLOWED {
             response = method_not_allowed();
@@ -93,21 +107,29 @@ impl Kserve {
 
     /// The request with its body in memory, whether its handler wants it or not: a body left unread would cost the
     /// connection.
-    async fn read_whole(&self, request: http::Request<Incoming>) -> Result<Request> {
-        let (head, body) = request.into_parts();
+    async fn read_whole(&self, request: http::Request<Incoming>, arrived: Instant) -> Result<Request> {
+        let (mut head, body) = request.into_parts();
         let json_bytes = self.0.limits.json_bytes;
-        let (limit, flag) = match head.uri.path().contains("/generate") {
-            true => (json_bytes, "--max-json-bytes"),
-            false => (json_bytes.min(CONTROL_BYTES), "the limit of control requests,"),
+        let generates = head.uri.path().strip_prefix(MODELS).and_then(ModelRoute::parse).is_some_and(|route| {
+            head.method == Method::POST && matches!(route.action, Action::Generate | Action::GenerateStream)
+        });
+        let (limit, flag) = if generates {
+            (json_bytes, "--max-json-bytes")
+        } else {
+            (json_bytes.min(CONTROL_BYTES), "the limit of control requests,")
         };
         let limits = BodyLimits {
             bytes: limit,
             chunks: self.0.limits.body_chunks,
-            deadline: self.deadline(Instant::now(), None, &head.headers),
+            deadline: self.deadline(arrived, None, &head.headers),
             flag,
         };
         let body = body::read(body, &head.headers, None, &limits).await?;
-        let body = compression::expand(Encoding::of_request(&head.headers)?, body, limit).await?;
+        let body = match body.is_empty() {
+            true => body,
+            false => compression::expand(Encoding::of_request(&head.headers)?, body, limit, flag).await?,
+        };
+        head.extensions.insert(Arrived(arrived));
         Ok(Request::from_parts(head, body.into()))
     }
 
@@ -155,7 +177,7 @@ fn router(state: Kserve) -> Router {
 
 /// Everything below `/v2/models/` but the short way: names may have slashes in them, so the path is read by hand.
 async fn model_route(State(kserve): State<Kserve>, request: Request) -> Response {
-    let path = request.uri().path().strip_prefix("/v2/models/").unwrap_or_default().to_owned();
+    let path = request.uri().path().strip_prefix(MODELS).unwrap_or_default().to_owned();
     let Some(route) = ModelRoute::parse(&path) else { return not_found() };
     let expected = match route.action {
         Action::Infer | Action::Generate | Action::GenerateStream => Method::POST,
@@ -167,13 +189,15 @@ async fn model_route(State(kserve): State<Kserve>, request: Request) -> Response
     let name = route.name.into_owned();
     let version = route.version;
     let headers = request.headers().clone();
+    let arrived = request.extensions().get::<Arrived>().map_or_else(Instant::now, |arrived| arrived.0);
+    let deadline = kserve.deadline(arrived, None, &headers);
     let result = match route.action {
-        Action::Metadata => documents::model_metadata(&kserve, &name, version, &headers).await,
+        Action::Metadata => documents::model_metadata(&kserve, &name, version, deadline).await,
         Action::Ready => documents::model_ready(&kserve, &name, version),
-        Action::Config => documents::model_config(&kserve, &name, version, &headers).await,
+        Action::Config => documents::model_config(&kserve, &name, version, deadline).await,
         Action::Statistics => documents::model_statistics(&kserve, &name, version),
-        Action::Generate => generate::generate(&kserve, &name, version, request, false).await,
-        Action::GenerateStream => generate::generate(&kserve, &name, version, request, true).await,
+        Action::Generate => generate::generate(&kserve, &name, version, request, arrived, false).await,
+        Action::GenerateStream => generate::generate(&kserve, &name, version, request, arrived, true).await,
         Action::Infer => Err(Error::internal("inference went past its short way")),
     };
     result.unwrap_or_else(|error| {
