@@ -8,7 +8,7 @@
 //! - [`inference`], [`telemetry`]: requests, responses, ids; log lines.
 //! - [`model_config`], [`metrics`]: Triton's `config.pbtxt`; the one table of metrics.
 //! - [`backend`], [`repository`], [`device`]: runtimes, where models come from, where they run.
-//! - [`scheduler`]: a queue for each model, threads for each device.
+//! - [`scheduler`]: a queue for each model, threads for each device; [`cache`]: which models are on a tier, and which leave.
 //! - [`lifecycle`]: which models are in memory, and how they come and go.
 //! - [`server`]: what the server does, in the words of no protocol.
 //! - [`frontend`]: the protocols.
@@ -19,6 +19,7 @@
 
 pub mod app;
 pub mod backend;
+pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod device;

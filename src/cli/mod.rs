@@ -3,6 +3,7 @@
 pub mod check;
 pub mod runtime;
 pub mod serve;
+pub mod simulate;
 
 use std::path::Path;
 
@@ -30,6 +31,8 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Install and list the runtimes that models need
     Runtime(runtime::RuntimeArgs),
+    /// Replay requests against the eviction policies and compare how long they wait for loads
+    Simulate(simulate::SimulateArgs),
 }
 
 /// Runs a command to its end.
@@ -40,6 +43,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(options) => serve::run(*options),
         Command::Check(args) => check::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Runtime(args) if args.names_dir() => runtime::run(&args, Path::new("")),
         Command::Runtime(args) => runtime::run(&args, &crate::config::default_runtime_dir()?),
     }

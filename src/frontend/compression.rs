@@ -111,9 +111,7 @@ fn expand_blocking(encoding: Encoding, body: &[u8], limit: usize, flag: &str) ->
     };
     result.map_err(|error| Error::invalid("the request body cannot be decompressed").with_source(error))?;
     if expanded.len() > limit {
-        return Err(Error::too_large(format!(
-            "the request body is larger than {flag} {limit} when decompressed"
-        )));
+        return Err(Error::too_large(format!("the request body is larger than {flag} {limit} when decompressed")));
     }
     Ok(expanded.into())
 }
