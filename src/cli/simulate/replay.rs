@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// Who decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Policy {
-    /// GreedyDual-Size-Frequency over measured load seconds, the server's default
+    /// GreedyDual-Size-Frequency over measured load seconds, with LRU as a rival
     CostAware,
     /// Least recently used first
     Lru,
