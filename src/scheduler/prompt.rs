@@ -2,8 +2,9 @@
 //!
 //! Handing a request to another thread and back costs two wake-ups, some 5 to 10 us: more than a small model takes. A
 //! model earns the short way by a row of short runs and loses it by one long one, so that the threads that serve
-//! connections are never held for longer than [`LIMIT`] but by the run that loses it; and one of them is kept free of such
-//! runs where there are several (`Executor::start`).
+//! connections are never held for longer than [`LIMIT`] but by the run that loses it. That run costs others once: while it
+//! lasts, what waits in the same thread waits with it, and tokio may leave the sockets unwatched where the other threads
+//! are asleep. One thread is kept free of such runs where there are several (`Executor::start`).
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
