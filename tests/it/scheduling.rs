@@ -293,6 +293,25 @@ async fn requests_that_wait_when_the_last_instance_is_lost_are_answered() {
 }
 
 #[tokio::test]
+#[ignore = "not reached yet: the first slow run on a connection's thread can leave the sockets unwatched until it ends"]
+async fn a_quick_model_that_turns_slow_leaves_the_server_answering() {
+    let server = TestServer::start(Repository::gated(&["a"])).await;
+    let mut client = server.client().await;
+    for tag in 0..200 {
+        client.ask(&infer("a", tag)).await.expect(200);
+    }
+    server.gated.close("a", Step::Execute);
+    let mut slow = vec![server.send(&infer("a", 1)).await, server.send(&infer("a", 2)).await];
+    server.until("a", |counts| counts.executions_begun == 202).await;
+    server.ask(&get("/v2/health/live")).await.expect(200);
+    server.gated.open("a", Step::Execute);
+    for client in &mut slow {
+        client.receive().await.expect(200);
+    }
+    server.finish().await;
+}
+
+#[tokio::test]
 async fn a_quick_model_that_turns_slow_loses_the_short_way_with_the_first_slow_run() {
     let server = TestServer::start(Repository::gated(&["a"])).await;
     let mut client = server.client().await;
