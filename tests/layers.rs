@@ -25,13 +25,14 @@ const SIBLINGS: [(&str, &str, &str); 1] = [("main", "cli", "main parses the comm
 
 /// Crates with a home: what they are, the crates, and the only places that name them, each with its reason. A crate
 /// that ends in `_` stands for all that begin so; a place that ends in `/` for a folder.
-const HOMES: [Home; 3] = [
+const HOMES: [Home; 5] = [
     Home {
         what: "JSON",
         crates: &["serde_json", "sonic_rs", "simd_json"],
         places: &[
             ("frontend/", "the protocols are at home here"),
             ("cli/", "prints --json for programs and reads the server's answers"),
+            ("cache/", "the manifest of a disk entry"),
             ("telemetry.rs", "log lines are JSON where no terminal is"),
         ],
     },
@@ -45,6 +46,16 @@ const HOMES: [Home; 3] = [
             ("app.rs", "binds the listeners and hands them to the front ends"),
             ("cli/", "talks to a running server as a client"),
         ],
+    },
+    Home {
+        what: "S3",
+        crates: &["aws_config", "aws_sdk_s3", "aws_smithy_"],
+        places: &[("repository/", "only the S3 repository knows its client")],
+    },
+    Home {
+        what: "NVML",
+        crates: &["nvml_wrapper"],
+        places: &[("device/", "only a device monitor knows how a device is asked")],
     },
     Home {
         what: "ONNX Runtime",

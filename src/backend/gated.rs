@@ -307,7 +307,7 @@ mod tests {
     use crate::model_config::{UnknownFields, parse};
 
     fn files() -> ModelFiles {
-        ModelFiles { directory: ".".into(), version_directory: ".".into(), version: 1, model_file: None }
+        ModelFiles { directory: ".".into(), version_directory: ".".into(), version: 1, model_file: None, derived: None }
     }
 
     fn config(name: &str) -> ModelConfig {

@@ -32,6 +32,18 @@ pub struct ModelFiles {
     /// The file to load where it is known already (a bare `model.onnx`); else the backend's default name in the version
     /// folder, or `default_model_filename`.
     pub model_file: Option<PathBuf>,
+    /// A folder where the backend may keep what it made of the model's files, to load faster the next time: made if it
+    /// is not there, deleted with the files. `None` where there is none to write to.
+    pub derived: Option<PathBuf>,
+}
+
+/// The memory a loaded model holds on its device, in bytes, as its runtime counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelMemory {
+    /// All of it.
+    Exact(u64),
+    /// What runs have taken and keep beyond what the load took: activations.
+    Runs(u64),
 }
 
 /// A runtime: finds its library, loads models. One a process, shared by all models.
@@ -65,6 +77,16 @@ pub trait Model: Send + Sync {
     /// # Errors
     /// `BackendFailed` if the runtime refuses.
     fn instance(&self) -> Result<Box<dyn ModelInstance>>;
+
+    /// What it holds now. Cheap: asked after the load, after the warm-up, and now and then.
+    fn memory(&self) -> ModelMemory {
+        ModelMemory::Runs(0)
+    }
+
+    /// Whether it reads or maps its files while it lives, so that they must stay.
+    fn keeps_files(&self) -> bool {
+        false
+    }
 }
 
 /// Runs a model, one batch at a time, on whatever thread holds it.

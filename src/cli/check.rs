@@ -8,7 +8,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::loader::{choose_versions, guess_backend};
 use crate::model_config::{self, ModelConfig, UnknownFields, VersionPolicy};
 use crate::repository::local::Local;
-use crate::repository::{ModelManifest, ModelRepository, layout};
+use crate::repository::tree::ModelTree;
+use crate::repository::{ModelRepository, layout};
 
 /// What `roundhouse check` was asked.
 #[derive(Debug, clap::Args)]
@@ -29,25 +30,25 @@ pub fn run(args: &CheckArgs) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .map_err(|error| Error::internal("cannot start the asynchronous runtime").with_source(error))?;
-    let manifests = runtime.block_on(manifests(&args.path))?;
+    let trees = runtime.block_on(trees(&args.path))?;
     let mut out = io::stdout().lock();
     let mut wrong = 0;
-    for (name, manifest) in &manifests {
-        let checked = match manifest {
-            Ok(manifest) => check_one(&mut out, manifest, unknown),
+    for (name, tree) in &trees {
+        let checked = match tree {
+            Ok(tree) => check_one(&mut out, name, tree, unknown),
             Err(error) => writeln!(out, "{name}: {}", error.report()).map(|()| false),
         };
         let right = checked.map_err(|error| Error::internal("cannot write to standard output").with_source(error))?;
         wrong += usize::from(!right);
     }
-    match (wrong, manifests.len()) {
+    match (wrong, trees.len()) {
         (0, _) => Ok(()),
         (wrong, all) => Err(Error::invalid(format!("{wrong} of {all} models are wrong"))),
     }
 }
 
 /// The models at `path`: the one whose folder or configuration it is, or those of the repository it is.
-async fn manifests(path: &Path) -> Result<Vec<(String, Result<ModelManifest>)>> {
+async fn trees(path: &Path) -> Result<Vec<(String, Result<ModelTree>)>> {
     let path = path
         .canonicalize()
         .map_err(|error| Error::invalid(format!("cannot read {}", path.display())).with_source(error))?;
@@ -55,9 +56,9 @@ async fn manifests(path: &Path) -> Result<Vec<(String, Result<ModelManifest>)>> 
     if let Some(folder) = folder
         && let (Some(parent), Some(name)) = (folder.parent(), folder.file_name().and_then(|name| name.to_str()))
     {
-        let manifest = Local::open(parent)?.resolve(name).await;
-        if !matches!(&manifest, Err(error) if error.kind() == ErrorKind::NotFound) {
-            return Ok(vec![(name.to_owned(), manifest)]);
+        let tree = Local::open(parent)?.resolve(name).await.and_then(|tree| ModelTree::of(&tree));
+        if !matches!(&tree, Err(error) if error.kind() == ErrorKind::NotFound) {
+            return Ok(vec![(name.to_owned(), tree)]);
         }
     }
     let repository = Local::open(&path)?;
@@ -69,18 +70,18 @@ async fn manifests(path: &Path) -> Result<Vec<(String, Result<ModelManifest>)>> 
             layout::CONFIG
         )));
     }
-    let mut manifests = Vec::with_capacity(names.len());
+    let mut trees = Vec::with_capacity(names.len());
     for name in names {
-        let manifest = repository.resolve(&name).await;
-        manifests.push((name, manifest));
+        let tree = repository.resolve(&name).await.and_then(|tree| ModelTree::of(&tree));
+        trees.push((name, tree));
     }
-    Ok(manifests)
+    Ok(trees)
 }
 
 /// Checks one model; whether it is right.
-fn check_one(out: &mut impl Write, manifest: &ModelManifest, unknown: UnknownFields) -> io::Result<bool> {
-    let file = format!("{}/{}", manifest.name, layout::CONFIG);
-    let config = match manifest.config.as_deref().map(|text| model_config::parse(text, unknown)) {
+fn check_one(out: &mut impl Write, name: &str, tree: &ModelTree, unknown: UnknownFields) -> io::Result<bool> {
+    let file = format!("{}/{}", name, layout::CONFIG);
+    let config = match tree.config.as_deref().map(|text| model_config::parse(text, unknown)) {
         Some(Err(error)) => {
             writeln!(out, "{}", error.in_file(&file))?;
             return Ok(false);
@@ -91,33 +92,33 @@ fn check_one(out: &mut impl Write, manifest: &ModelManifest, unknown: UnknownFie
             }
             parsed.config
         }
-        None => ModelConfig::minimal(&manifest.name, ""),
+        None => ModelConfig::minimal(name, ""),
     };
-    let faults = faults(manifest, &config);
+    let faults = faults(tree, &config);
     for fault in &faults {
-        writeln!(out, "{}: {fault}", manifest.name)?;
+        writeln!(out, "{}: {fault}", name)?;
     }
     if faults.is_empty() {
-        describe(out, manifest, &config)?;
+        describe(out, name, tree, &config)?;
     }
     Ok(faults.is_empty())
 }
 
 /// What is wrong between the configuration and the files, as far as it shows without loading the model.
-fn faults(manifest: &ModelManifest, config: &ModelConfig) -> Vec<String> {
+fn faults(tree: &ModelTree, config: &ModelConfig) -> Vec<String> {
     let mut faults = Vec::new();
-    let served = choose_versions(&config.version_policy, &manifest.versions);
+    let served = choose_versions(&config.version_policy, &tree.versions);
     if served.is_empty() {
-        faults.push(format!("version_policy leaves none of the versions {:?}", manifest.versions));
+        faults.push(format!("version_policy leaves none of the versions {:?}", tree.versions));
     }
-    let backend = backend(manifest, config);
+    let backend = backend(tree, config);
     match backend {
         "" => faults.push("names no backend and has no model.onnx to tell it by: set `backend`".to_owned()),
-        onnxruntime::NAME if manifest.bare_file.is_none() => {
+        onnxruntime::NAME if tree.bare_file.is_none() => {
             let file =
                 if config.default_model_filename.is_empty() { "model.onnx" } else { &config.default_model_filename };
             for version in served {
-                if !manifest.directory.join(version.to_string()).join(file).exists() {
+                if !tree.directory.join(version.to_string()).join(file).exists() {
                     faults.push(format!("version {version} has no file {file}"));
                 }
             }
@@ -132,19 +133,19 @@ fn faults(manifest: &ModelManifest, config: &ModelConfig) -> Vec<String> {
     faults
 }
 
-fn backend<'a>(manifest: &ModelManifest, config: &'a ModelConfig) -> &'a str {
-    if config.backend.is_empty() { guess_backend(manifest, config).unwrap_or_default() } else { &config.backend }
+fn backend<'a>(tree: &ModelTree, config: &'a ModelConfig) -> &'a str {
+    if config.backend.is_empty() { guess_backend(tree, config).unwrap_or_default() } else { &config.backend }
 }
 
-fn describe(out: &mut impl Write, manifest: &ModelManifest, config: &ModelConfig) -> io::Result<()> {
-    writeln!(out, "{}: ok", manifest.name)?;
-    writeln!(out, "  backend         {}", backend(manifest, config))?;
+fn describe(out: &mut impl Write, name: &str, tree: &ModelTree, config: &ModelConfig) -> io::Result<()> {
+    writeln!(out, "{}: ok", name)?;
+    writeln!(out, "  backend         {}", backend(tree, config))?;
     let policy = match &config.version_policy {
         VersionPolicy::Latest(count) => format!("latest {count}"),
         VersionPolicy::All => "all".to_owned(),
         VersionPolicy::Specific(versions) => format!("{versions:?}"),
     };
-    writeln!(out, "  versions        {:?}, served: {policy}", manifest.versions)?;
+    writeln!(out, "  versions        {:?}, served: {policy}", tree.versions)?;
     let batch = match config.max_batch_size {
         0 => "none: dims are the whole shape".to_owned(),
         size => format!("up to {size}, a dimension before the dims below"),

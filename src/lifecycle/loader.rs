@@ -17,7 +17,8 @@ use crate::inference::{ModelId, Version};
 use crate::metrics::statistics::ModelStatistics;
 use crate::model_config::complete::RuntimeSignature;
 use crate::model_config::{self, InstanceKind, ModelConfig, UnknownFields, VersionPolicy};
-use crate::repository::{ModelManifest, ModelRepository, layout};
+use crate::repository::tree::ModelTree;
+use crate::repository::{ModelRepository, layout};
 use crate::scheduler::executor::ExecutorHandle;
 use crate::scheduler::queue::ModelQueue;
 use crate::sync::PinCount;
@@ -66,7 +67,7 @@ pub(super) type Versions = SmallVec<[Arc<LoadedVersion>; 1]>;
 /// Everything that is known before a runtime is asked.
 struct Plan {
     name: Arc<str>,
-    manifest: ModelManifest,
+    tree: ModelTree,
     config: ModelConfig,
     backend: Arc<dyn Backend>,
     place: DeviceExecutor,
@@ -88,10 +89,12 @@ impl Loader {
             move |error| LoadError::Failed { versions, error }
         };
         let manifest = self.repository.resolve(name).await.map_err(failed(&[]))?;
-        let known = manifest.versions.clone();
+        let read = tokio::task::spawn_blocking(move || ModelTree::of(&manifest)).await;
+        let tree = read.unwrap_or_else(|panic| Err(panicked(panic))).map_err(failed(&[]))?;
+        let known = tree.versions.clone();
         let planned = {
             let (loader, name) = (Arc::clone(self), Arc::clone(name));
-            tokio::task::spawn_blocking(move || loader.plan(&name, manifest, given)).await
+            tokio::task::spawn_blocking(move || loader.plan(&name, tree, given)).await
         };
         let planned = planned.unwrap_or_else(|panic| Err(panicked(panic)));
         let (plan, versions) = planned.map_err(failed(&known))?;
@@ -118,13 +121,8 @@ impl Loader {
         Ok(loaded)
     }
 
-    fn plan(
-        &self,
-        name: &Arc<str>,
-        manifest: ModelManifest,
-        given: Option<ModelConfig>,
-    ) -> Result<(Plan, Vec<Version>)> {
-        let mut config = match (given, &manifest.config) {
+    fn plan(&self, name: &Arc<str>, tree: ModelTree, given: Option<ModelConfig>) -> Result<(Plan, Vec<Version>)> {
+        let mut config = match (given, &tree.config) {
             (Some(config), _) => config,
             (None, Some(text)) => {
                 let parsed = model_config::parse(text, self.unknown_fields)?;
@@ -136,7 +134,7 @@ impl Loader {
             (None, None) => ModelConfig::minimal(name, ""),
         };
         if config.backend.is_empty() {
-            let backend = guess_backend(&manifest, &config).ok_or_else(|| {
+            let backend = guess_backend(&tree, &config).ok_or_else(|| {
                 Error::invalid(format!(
                     "model '{name}' names no backend and has no model.onnx to tell it by: set `backend` in config.pbtxt"
                 ))
@@ -144,7 +142,7 @@ impl Loader {
             config.set_backend(backend);
         }
         config.set_name_if_empty(name);
-        let versions = choose_versions(&config.version_policy, &manifest.versions);
+        let versions = choose_versions(&config.version_policy, &tree.versions);
         if versions.is_empty() {
             return Err(Error::invalid(format!(
                 "at least one version must be available under the version policy of model '{name}'"
@@ -160,7 +158,7 @@ impl Loader {
             0 => self.queue_capacity,
             size => size as usize,
         };
-        Ok((Plan { name: Arc::clone(name), manifest, config, backend, place, queue_capacity }, versions))
+        Ok((Plan { name: Arc::clone(name), tree, config, backend, place, queue_capacity }, versions))
     }
 
     /// Where the model runs: on the default device, or on the CPU where its configuration says so.
@@ -194,15 +192,15 @@ fn panicked(panic: tokio::task::JoinError) -> Error {
 
 /// The backend that reads the model's file, where the configuration names none.
 #[must_use]
-pub fn guess_backend(manifest: &ModelManifest, config: &ModelConfig) -> Option<&'static str> {
-    let bare = manifest.bare_file.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+pub fn guess_backend(tree: &ModelTree, config: &ModelConfig) -> Option<&'static str> {
+    let bare = tree.bare_file.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
     if let Some(file) = bare {
         return layout::backend_of(file);
     }
     if !config.default_model_filename.is_empty() {
         return layout::backend_of(&config.default_model_filename);
     }
-    let latest = manifest.directory.join(manifest.versions.last()?.to_string());
+    let latest = tree.directory.join(tree.versions.last()?.to_string());
     layout::MODEL_FILES.iter().find(|(file, _, _)| latest.join(file).exists()).map(|(_, _, backend)| *backend)
 }
 
@@ -223,12 +221,13 @@ pub fn choose_versions(policy: &VersionPolicy, available: &[Version]) -> Vec<Ver
 
 /// Loads one version. Blocking.
 fn load_version(plan: &Plan, version: Version, began: Instant) -> Result<LoadedVersion> {
-    let directory = plan.manifest.directory.clone();
-    let version_directory = match &plan.manifest.bare_file {
+    let directory = plan.tree.directory.clone();
+    let version_directory = match &plan.tree.bare_file {
         Some(_) => directory.clone(),
         None => directory.join(version.to_string()),
     };
-    let files = ModelFiles { directory, version_directory, version, model_file: plan.manifest.bare_file.clone() };
+    let files =
+        ModelFiles { directory, version_directory, version, model_file: plan.tree.bare_file.clone(), derived: None };
     let model: Arc<dyn Model> = plan.backend.load(&files, &plan.config, plan.place.device)?.into();
     let mut config = plan.config.clone();
     let kind = match plan.place.device {
@@ -246,7 +245,7 @@ fn load_version(plan: &Plan, version: Version, began: Instant) -> Result<LoadedV
     let count = u32::try_from(instances).unwrap_or(u32::MAX);
     config.normalize(plan.backend.default_model_file(), kind, count)?;
     // A bare file in the repository's root has the whole repository for its folder.
-    let folder = plan.manifest.owns_directory.then_some(files.directory.as_path());
+    let folder = plan.tree.owns_directory.then_some(files.directory.as_path());
     let (inputs, outputs, output_indexes) = describe(&config, model.signature(), folder)?;
     let statistics = Arc::new(ModelStatistics::default());
     let executor = plan.place.executor.clone();

@@ -1,10 +1,13 @@
 //! What every model repository must do, wherever it keeps its models: one suite for all of them.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 
-use super::{ModelManifest, ModelRepository};
+use super::manifest::{Form, ModelManifest};
+use super::{FetchError, ModelRepository};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A repository that a test can write to, empty at first.
@@ -34,11 +37,26 @@ const FILES: &[&str] = &[
     "file.onnx",
     "torch.pt",
     "config_only/config.pbtxt",
+    "packed.tar.gz",
+    "packed.zip",
+    "team/zipped.zip",
+    "größe und mehr/1/model.onnx",
     "no_model/read.me",
     "read.me",
 ];
 
-const MODELS: &[&str] = &["config_only", "file", "folder", "plain", "team/region/deep", "torch", "unconfigured"];
+const MODELS: &[&str] = &[
+    "config_only",
+    "file",
+    "folder",
+    "größe und mehr",
+    "packed",
+    "plain",
+    "team/region/deep",
+    "team/zipped",
+    "torch",
+    "unconfigured",
+];
 
 /// Holds a repository against the contract of [`ModelRepository`].
 ///
@@ -64,30 +82,61 @@ pub async fn repository_conformance(tree: &dyn Tree) -> Result<()> {
 async fn resolve(repository: &dyn ModelRepository, name: &str) -> Result<ModelManifest> {
     let manifest = repository.resolve(name).await?;
     assert_eq!(manifest.name, name, "a manifest bears the key it was asked for by");
-    assert!(!manifest.versions.contains(&0), "{name}: versions begin at 1");
-    assert!(manifest.versions.is_sorted(), "{name}: versions ascend");
-    let distinct: BTreeSet<_> = manifest.versions.iter().collect();
-    assert_eq!(distinct.len(), manifest.versions.len(), "{name}: each version is there once");
+    let paths: Vec<_> = manifest.objects.iter().map(|object| &object.path).collect();
+    assert!(paths.is_sorted(), "{name}: objects ascend by path");
+    let distinct: BTreeSet<_> = paths.iter().collect();
+    assert_eq!(distinct.len(), paths.len(), "{name}: each object is there once");
+    for (index, object) in manifest.objects.iter().enumerate() {
+        let content = read(repository, &manifest, index, 0..object.size).await?;
+        assert_eq!(content.len() as u64, object.size, "{name}: {} is as large as it says", object.path);
+    }
     Ok(manifest)
+}
+
+async fn read(
+    repository: &dyn ModelRepository,
+    manifest: &ModelManifest,
+    object: usize,
+    range: Range<u64>,
+) -> Result<Vec<u8>> {
+    let stream = repository.fetch(manifest, object, range).await.map_err(FetchError::into_error)?;
+    let chunks: Vec<_> = stream.collect().await;
+    let mut content = Vec::new();
+    for chunk in chunks {
+        content.extend_from_slice(&chunk.map_err(FetchError::into_error)?);
+    }
+    Ok(content)
+}
+
+fn paths(manifest: &ModelManifest) -> Vec<&str> {
+    manifest.objects.iter().map(|object| object.path.as_str()).collect()
 }
 
 async fn every_model_resolves_under_its_key(repository: &dyn ModelRepository) -> Result<()> {
     let plain = resolve(repository, "plain").await?;
-    assert_eq!(plain.versions, [1, 3, 20], "folders that are no plain number are no versions");
-    assert_eq!(plain.config.as_deref(), Some("plain/config.pbtxt"), "the configuration comes as it was written");
-    assert_eq!(plain.bare_file, None);
+    assert_eq!((plain.form, plain.key.as_str()), (Form::Directory, "plain"));
+    let expected = ["007/model.onnx", "1/model.onnx", "20/model.onnx", "3/model.onnx", "config.pbtxt", "notes/read.me"];
+    assert_eq!(paths(&plain), expected, "every file of the folder is an object");
+    assert_eq!(
+        read(repository, &plain, 1, 6..9).await?,
+        b"1/m",
+        "a range is the bytes from its start to before its end"
+    );
+    assert!(read(repository, &plain, 1, 3..3).await?.is_empty(), "an empty range has no bytes");
     let deep = resolve(repository, "team/region/deep").await?;
-    assert_eq!((deep.versions.as_slice(), deep.config.is_some()), ([1].as_slice(), true));
-    let unconfigured = resolve(repository, "unconfigured").await?;
-    assert_eq!((unconfigured.versions.as_slice(), unconfigured.config), ([2].as_slice(), None));
-    let config_only = resolve(repository, "config_only").await?;
-    assert!(config_only.versions.is_empty() && config_only.config.is_some());
-    for (name, ending) in
-        [("folder", "folder/model.onnx"), ("file", "file.onnx"), ("file.onnx", "file.onnx"), ("torch", "torch.pt")]
-    {
+    assert_eq!(paths(&deep), ["1/weights", "config.pbtxt"]);
+    assert_eq!(paths(&resolve(repository, "unconfigured").await?), ["2/model.onnx"]);
+    assert_eq!(paths(&resolve(repository, "config_only").await?), ["config.pbtxt"]);
+    assert_eq!(paths(&resolve(repository, "folder").await?), ["model.onnx"]);
+    for (name, key) in [("file", "file.onnx"), ("file.onnx", "file.onnx"), ("torch", "torch.pt")] {
         let manifest = resolve(repository, name).await?;
-        assert_eq!(manifest.versions, [1], "{name}: a bare file is version 1");
-        assert!(manifest.bare_file.is_some_and(|file| file.ends_with(ending)), "{name}: the file is named");
+        assert_eq!((manifest.form, manifest.key.as_str()), (Form::File, key), "{name}");
+        assert_eq!(paths(&manifest), [key], "{name}: the file is named");
+    }
+    for (name, key) in [("packed", "packed.tar.gz"), ("packed.zip", "packed.zip"), ("team/zipped", "team/zipped.zip")] {
+        let manifest = resolve(repository, name).await?;
+        assert_eq!((manifest.form, manifest.key.as_str()), (Form::Archive, key), "{name}");
+        assert_eq!(manifest.objects.len(), 1, "{name}: an archive is one object");
     }
     Ok(())
 }
@@ -115,29 +164,41 @@ async fn names_that_leave_the_repository_are_refused(repository: &dyn ModelRepos
 
 async fn changes_are_seen(tree: &dyn Tree) -> Result<()> {
     let repository = tree.repository();
+    let before = resolve(repository, "plain").await?;
+    assert_eq!(
+        before.fingerprint(),
+        resolve(repository, "plain").await?.fingerprint(),
+        "the same content, the same tags"
+    );
     tree.put("plain/21/model.onnx", b"new").await?;
     tree.put("plain/config.pbtxt", b"another").await?;
-    let plain = resolve(repository, "plain").await?;
-    assert_eq!((plain.versions.last(), plain.config.as_deref()), (Some(&21), Some("another")), "asked anew each time");
+    let after = resolve(repository, "plain").await?;
+    assert!(paths(&after).contains(&"21/model.onnx"), "asked anew each time");
+    assert_ne!(before.fingerprint(), after.fingerprint());
+    let config = paths(&before).iter().position(|path| *path == "config.pbtxt").unwrap_or_default();
+    let stale = repository.fetch(&before, config, 0..1).await;
+    assert!(matches!(stale, Err(FetchError::Changed)), "what was replaced is not fetched for what was there before");
     tree.remove("plain/21").await?;
     tree.remove("plain/20").await?;
-    assert_eq!(resolve(repository, "plain").await?.versions, [1, 3]);
+    let smaller = resolve(repository, "plain").await?;
+    assert_eq!(paths(&smaller), ["007/model.onnx", "1/model.onnx", "3/model.onnx", "config.pbtxt", "notes/read.me"]);
+    let gone = repository.fetch(&before, 2, 0..1).await;
+    assert!(matches!(gone, Err(FetchError::Changed)), "what was removed is not fetched");
     tree.remove("team").await?;
     tree.remove("file.onnx").await?;
-    for name in ["team/region/deep", "file"] {
+    for name in ["team/region/deep", "team/zipped", "file"] {
         assert_eq!(refusal(repository, name).await, Some(ErrorKind::NotFound), "{name} was removed");
     }
-    let left: Vec<_> = MODELS.iter().filter(|name| !["team/region/deep", "file"].contains(*name)).collect();
+    let left: Vec<_> =
+        MODELS.iter().filter(|name| !["team/region/deep", "team/zipped", "file"].contains(*name)).collect();
     assert!(repository.list().await?.iter().eq(left), "what was removed is not listed");
-    tree.put("plain/config.pbtxt", &[0xff, 0xfe]).await?;
-    assert_eq!(refusal(repository, "plain").await, Some(ErrorKind::InvalidArgument), "a configuration is text");
-    tree.put("plain/config.pbtxt", b"again").await
+    Ok(())
 }
 
 async fn many_may_ask_at_once(repository: &dyn ModelRepository) -> Result<()> {
     let asked = (0..64).map(|_| resolve(repository, "plain"));
     for manifest in futures_util::future::join_all(asked).await {
-        assert_eq!(manifest?.versions, [1, 3]);
+        assert_eq!(manifest?.key, "plain");
     }
     Ok(())
 }

@@ -1,13 +1,15 @@
 //! Any repository, failing and waiting by script.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::{ModelManifest, ModelRepository};
+use super::manifest::ModelManifest;
+use super::{ByteStream, FetchError, ModelRepository};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How a call goes wrong.
@@ -88,6 +90,15 @@ impl ModelRepository for Faulty {
     fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ModelManifest>> {
         Box::pin(self.answer(Some(name.to_owned()), self.inner.resolve(name)))
     }
+
+    fn fetch<'a>(
+        &'a self,
+        manifest: &'a ModelManifest,
+        object: usize,
+        range: Range<u64>,
+    ) -> BoxFuture<'a, Result<ByteStream, FetchError>> {
+        self.inner.fetch(manifest, object, range)
+    }
 }
 
 #[cfg(test)]
@@ -109,7 +120,7 @@ mod tests {
         faulty.next_list(Fault::Error(Error::new(ErrorKind::RepositoryFailed, "the network is down")));
         assert_eq!(faulty.resolve("m").await.unwrap_err().kind(), ErrorKind::RepositoryFailed);
         assert_eq!(faulty.list().await.unwrap_err().kind(), ErrorKind::RepositoryFailed);
-        assert_eq!(faulty.resolve("m").await.unwrap().versions, [1]);
+        assert_eq!(faulty.resolve("m").await.unwrap().key, "m");
         assert_eq!(faulty.list().await.unwrap(), ["m"]);
         assert_eq!((faulty.resolves("m"), faulty.resolves("other")), (2, 0));
     }
@@ -126,7 +137,7 @@ mod tests {
             faulty.release();
         };
         let (manifest, ()) = tokio::join!(held, vanish_then_release);
-        assert_eq!(manifest.unwrap().versions, [1]);
+        assert_eq!(manifest.unwrap().key, "m");
         drop(root);
     }
 }

@@ -1,5 +1,6 @@
 //! Triton's repository layout: which names in a folder are versions, and which are model files.
 
+use super::manifest::Form;
 use crate::inference::Version;
 
 /// The configuration's file name.
@@ -8,6 +9,26 @@ pub const CONFIG: &str = "config.pbtxt";
 /// Bare model files, in the order they are looked for, and the backend that reads each.
 pub const MODEL_FILES: &[(&str, &str, &str)] =
     &[("model.onnx", ".onnx", "onnxruntime"), ("model.pt", ".pt", "pytorch")];
+
+/// Endings of archives, in the order they are looked for.
+pub const ARCHIVE_ENDINGS: &[&str] = &[".tar.gz", ".tgz", ".tar.zst", ".tar", ".zip"];
+
+/// The key of a model that lies at `key`, its ending taken off; `None` for what is neither an archive nor a model file.
+#[must_use]
+pub fn name_of(key: &str) -> Option<&str> {
+    let endings = ARCHIVE_ENDINGS.iter().copied().chain(MODEL_FILES.iter().map(|(_, ending, _)| *ending));
+    endings
+        .into_iter()
+        .find_map(|ending| key.strip_suffix(ending))
+        .filter(|name| !name.is_empty() && !name.ends_with('/'))
+}
+
+/// What a key names, going by its ending: an archive, a model file, or neither.
+#[must_use]
+pub fn form_of(key: &str) -> Option<Form> {
+    name_of(key)?;
+    Some(if backend_of(key).is_some() { Form::File } else { Form::Archive })
+}
 
 /// The version a folder's name means: digits without a leading zero, from 1 (Triton ignores the others).
 #[must_use]
@@ -27,6 +48,17 @@ pub fn backend_of(file: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn endings_say_what_a_key_names() {
+        assert_eq!(name_of("team/resnet.tar.gz"), Some("team/resnet"));
+        assert_eq!(name_of("a.v2.onnx"), Some("a.v2"));
+        assert_eq!(
+            (form_of("a.zip"), form_of("a.pt"), form_of("a.txt")),
+            (Some(Form::Archive), Some(Form::File), None)
+        );
+        assert_eq!((name_of(".onnx"), name_of("team/.zip"), name_of("a.gz")), (None, None, None));
+    }
 
     #[test]
     fn only_plain_numbers_are_versions() {

@@ -1,20 +1,29 @@
 //! A folder as a model repository.
 
-use std::io::{self, Read};
+use std::fs::Metadata;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream::{self, StreamExt};
 
-use super::layout::{self, CONFIG, MODEL_FILES};
-use super::{ModelManifest, ModelRepository, check_name};
+use super::layout::{self, ARCHIVE_ENDINGS, MODEL_FILES};
+use super::manifest::{Form, ModelManifest, Object};
+use super::tree::{is_absent, is_model_folder, unreadable};
+use super::{ByteStream, FetchError, ModelRepository, check_name};
 use crate::error::{Error, ErrorKind, Result};
-use crate::inference::Version;
 
 /// Folders are looked into this deep for models (`team/region/resnet` is three).
 const MAX_DEPTH: usize = 6;
 
-/// The largest `config.pbtxt`, in bytes.
-const MAX_CONFIG_BYTES: u64 = 4 << 20;
+/// The most files of a model's folder.
+const MAX_FILES: usize = 100_000;
+
+/// Bytes read at a time.
+const CHUNK: u64 = 256 << 10;
 
 /// A repository in a folder on this machine.
 #[derive(Clone, Debug)]
@@ -44,24 +53,31 @@ impl Local {
         if ancestors.any(|ancestor| is_model_folder(&self.root.join(ancestor))) {
             return Err(absent(name));
         }
-        let folder = self.root.join(name);
-        match folder.metadata() {
+        let path = self.root.join(name);
+        match path.metadata() {
             Ok(metadata) if metadata.is_dir() => {
-                if let Some(manifest) = read_folder(name, &folder)? {
-                    return Ok(manifest);
+                if is_model_folder(&path) {
+                    let objects = files_below(&path)?;
+                    return Ok(found(name, Form::Directory, name.to_owned(), objects, path));
                 }
             }
-            Ok(metadata) if metadata.is_file() && layout::backend_of(name).is_some() => {
-                return Ok(bare(name, folder));
+            Ok(metadata) if metadata.is_file() => {
+                if let Some(form) = layout::form_of(name) {
+                    return Ok(one_file(name, form, name.to_owned(), &metadata, path));
+                }
             }
             Ok(_) => {}
             Err(error) if is_absent(&error) => {}
-            Err(error) => return Err(unreadable(&folder, error)),
+            Err(error) => return Err(unreadable(&path, error)),
         }
-        for (_, ending, _) in MODEL_FILES {
-            let file = self.root.join(format!("{name}{ending}"));
-            if file.is_file() {
-                return Ok(bare(name, file));
+        let endings = ARCHIVE_ENDINGS.iter().map(|ending| (*ending, Form::Archive));
+        for (ending, form) in endings.chain(MODEL_FILES.iter().map(|(_, ending, _)| (*ending, Form::File))) {
+            let key = format!("{name}{ending}");
+            let path = self.root.join(&key);
+            if let Ok(metadata) = path.metadata()
+                && metadata.is_file()
+            {
+                return Ok(one_file(name, form, key, &metadata, path));
             }
         }
         Err(absent(name))
@@ -90,10 +106,8 @@ impl Local {
                     } else if depth + 1 < MAX_DEPTH {
                         folders.push((path, format!("{name}/"), depth + 1));
                     }
-                } else if let Some((_, ending, _)) =
-                    MODEL_FILES.iter().find(|(_, ending, _)| file_name.ends_with(ending))
-                {
-                    names.push(name[..name.len() - ending.len()].to_owned());
+                } else if let Some(name) = layout::name_of(&name) {
+                    names.push(name.to_owned());
                 }
             }
         }
@@ -107,84 +121,69 @@ fn absent(name: &str) -> Error {
     Error::not_found(format!("there is no model '{name}' in the repository"))
 }
 
-fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename)
+fn found(name: &str, form: Form, key: String, objects: Vec<Object>, path: PathBuf) -> ModelManifest {
+    ModelManifest { name: name.to_owned(), form, key, objects, local: Some(path) }
 }
 
-fn unreadable(path: &Path, error: io::Error) -> Error {
-    let name = path.file_name().unwrap_or_default().display().to_string();
-    Error::new(ErrorKind::RepositoryFailed, format!("cannot read {name} in the model repository")).with_source(error)
+fn one_file(name: &str, form: Form, key: String, metadata: &Metadata, path: PathBuf) -> ModelManifest {
+    let file = key.rsplit_once('/').map_or(&*key, |(_, file)| file).to_owned();
+    let objects = vec![Object { path: file, size: metadata.len(), tag: tag(metadata) }];
+    found(name, form, key, objects, path)
 }
 
-fn bare(name: &str, file: PathBuf) -> ModelManifest {
-    let directory = file.parent().map(Path::to_owned).unwrap_or_default();
-    ModelManifest {
-        name: name.to_owned(),
-        directory,
-        owns_directory: false,
-        config: None,
-        versions: vec![1],
-        bare_file: Some(file),
-    }
+/// Changes with the content: whoever writes a file changes its time, whoever replaces it its inode.
+fn tag(metadata: &Metadata) -> String {
+    format!("{:x}-{:x}.{:x}", metadata.ino(), metadata.mtime(), metadata.mtime_nsec())
 }
 
-fn is_model_folder(folder: &Path) -> bool {
-    folder.join(CONFIG).is_file()
-        || MODEL_FILES.iter().any(|(file, _, _)| folder.join(file).is_file())
-        || version_folders(folder).is_ok_and(|versions| !versions.is_empty())
-}
-
-fn version_folders(folder: &Path) -> io::Result<Vec<Version>> {
-    let mut versions = Vec::new();
-    for entry in folder.read_dir()? {
-        let entry = entry?;
-        if let Some(version) = entry.file_name().to_str().and_then(layout::version)
-            && entry.path().is_dir()
-        {
-            versions.push(version);
-        }
-    }
-    versions.sort_unstable();
-    Ok(versions)
-}
-
-/// A folder as a model, or `None` if nothing in it says that it is one.
-fn read_folder(name: &str, folder: &Path) -> Result<Option<ModelManifest>> {
-    let config_file = folder.join(CONFIG);
-    let config = match std::fs::metadata(&config_file) {
-        Ok(_) => {
-            let mut bytes = Vec::new();
-            // Not by the file's length: devices and pipes lie about theirs.
-            std::fs::File::open(&config_file)
-                .and_then(|file| file.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut bytes))
-                .map_err(|error| unreadable(&config_file, error))?;
-            if bytes.len() as u64 > MAX_CONFIG_BYTES {
-                let text = format!("{CONFIG} of model '{name}' is larger than {MAX_CONFIG_BYTES} bytes");
-                return Err(Error::too_large(text));
+/// The files of a model's folder, links followed, by path.
+fn files_below(folder: &Path) -> Result<Vec<Object>> {
+    let mut objects = Vec::new();
+    let mut folders = vec![(folder.to_owned(), String::new(), 0)];
+    while let Some((folder, prefix, depth)) = folders.pop() {
+        for entry in folder.read_dir().map_err(|error| unreadable(&folder, error))? {
+            let path = entry.map_err(|error| unreadable(&folder, error))?.path();
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            let relative = format!("{prefix}{name}");
+            // A link to nowhere, or a file that vanished, is no file of the model.
+            let Ok(metadata) = path.metadata() else { continue };
+            if metadata.is_file() {
+                objects.push(Object { path: relative, size: metadata.len(), tag: tag(&metadata) });
+            } else if metadata.is_dir() && depth < MAX_DEPTH {
+                folders.push((path, format!("{relative}/"), depth + 1));
             }
-            let text = String::from_utf8(bytes).map_err(|error| {
-                Error::invalid(format!("{CONFIG} of model '{name}' is not UTF-8")).with_source(error)
-            })?;
-            Some(text)
+            if objects.len() > MAX_FILES {
+                return Err(Error::too_large(format!("a model's folder holds more than {MAX_FILES} files")));
+            }
         }
-        Err(error) if is_absent(&error) => None,
-        Err(error) => return Err(unreadable(&config_file, error)),
-    };
-    let versions = version_folders(folder).map_err(|error| unreadable(folder, error))?;
-    let bare_file =
-        MODEL_FILES.iter().map(|(file, _, _)| folder.join(file)).find(|file| versions.is_empty() && file.is_file());
-    if config.is_none() && versions.is_empty() && bare_file.is_none() {
-        return Ok(None);
     }
-    let versions = if bare_file.is_some() { vec![1] } else { versions };
-    Ok(Some(ModelManifest {
-        name: name.to_owned(),
-        directory: folder.to_owned(),
-        owns_directory: true,
-        config,
-        versions,
-        bare_file,
-    }))
+    objects.sort_unstable_by(|one, other| one.path.cmp(&other.path));
+    Ok(objects)
+}
+
+/// The file, if it is the one the manifest means.
+fn open_unchanged(path: &Path, object: &Object) -> Result<Option<std::fs::File>> {
+    let opened = std::fs::File::open(path).and_then(|file| Ok((file.metadata()?, file)));
+    match opened {
+        Ok((metadata, file)) => {
+            Ok((metadata.is_file() && metadata.len() == object.size && tag(&metadata) == object.tag).then_some(file))
+        }
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(unreadable(path, error)),
+    }
+}
+
+fn read_at(file: &std::fs::File, start: u64, end: u64) -> Result<Bytes, FetchError> {
+    let mut bytes = vec![0; usize::try_from(end - start).unwrap_or_default()];
+    match file.read_exact_at(&mut bytes, start) {
+        Ok(()) => Ok(bytes.into()),
+        // Cut since it was opened.
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(FetchError::Changed),
+        Err(error) => {
+            let text = "cannot read a file of the model repository";
+            Err(FetchError::Failed(Error::new(ErrorKind::RepositoryFailed, text).with_source(error)))
+        }
+    }
 }
 
 /// Runs `work` where blocking is allowed.
@@ -205,6 +204,31 @@ impl ModelRepository for Local {
         let name = name.to_owned();
         Box::pin(blocking(move || repository.resolve_blocking(&name)))
     }
+
+    fn fetch<'a>(
+        &'a self,
+        manifest: &'a ModelManifest,
+        object: usize,
+        range: Range<u64>,
+    ) -> BoxFuture<'a, Result<ByteStream, FetchError>> {
+        let object = manifest.objects.get(object).cloned();
+        let local = manifest.local.clone();
+        let form = manifest.form;
+        Box::pin(async move {
+            let (Some(object), Some(local)) = (object, local) else {
+                return Err(FetchError::Failed(Error::internal("a file was asked for that is not in the manifest")));
+            };
+            let path = if form == Form::Directory { local.join(&object.path) } else { local };
+            let opened = blocking(move || open_unchanged(&path, &object)).await.map_err(FetchError::Failed)?;
+            let file = Arc::new(opened.ok_or(FetchError::Changed)?);
+            let chunks = range.clone().step_by(usize::try_from(CHUNK).unwrap_or(usize::MAX));
+            let read = move |start: u64| {
+                let (file, end) = (Arc::clone(&file), (start + CHUNK).min(range.end));
+                async move { blocking(move || Ok(read_at(&file, start, end))).await.map_err(FetchError::Failed)? }
+            };
+            Ok(stream::iter(chunks).then(read).boxed())
+        })
+    }
 }
 
 #[cfg(test)]
@@ -223,26 +247,39 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_with_versions_is_a_model_and_odd_folders_are_not_versions() {
-        let (_root, local) =
-            repository(&["m/config.pbtxt", "m/1/model.onnx", "m/3/model.onnx", "m/007/x", "m/notes/y"]);
-        let manifest = local.resolve_blocking("m").unwrap();
-        assert_eq!(manifest.versions, [1, 3]);
-        assert_eq!(manifest.config.as_deref(), Some("x"));
-        assert!(manifest.bare_file.is_none());
+    fn a_model_is_looked_for_in_the_order_of_the_forms() {
+        let (root, local) = repository(&["m/1/model.onnx", "m.tar.gz", "m.zip", "m.onnx", "team/c.tgz"]);
+        let key = |name: &str| local.resolve_blocking(name).map(|manifest| (manifest.key, manifest.form)).unwrap();
+        assert_eq!(key("m"), ("m".to_owned(), Form::Directory));
+        std::fs::remove_dir_all(root.path().join("m")).unwrap();
+        assert_eq!(key("m"), ("m.tar.gz".to_owned(), Form::Archive));
+        assert_eq!(key("m.zip"), ("m.zip".to_owned(), Form::Archive));
+        assert_eq!(key("m.onnx"), ("m.onnx".to_owned(), Form::File));
+        assert_eq!(key("team/c"), ("team/c.tgz".to_owned(), Form::Archive));
+        assert_eq!(local.list_blocking().unwrap(), ["m", "team/c"]);
     }
 
     #[test]
     fn bare_files_are_models_in_three_places() {
         let (_root, local) = repository(&["a.onnx", "b/model.onnx", "team/c/1/model.onnx", "d.pt"]);
-        assert!(local.resolve_blocking("a").unwrap().bare_file.unwrap().ends_with("a.onnx"));
-        assert!(local.resolve_blocking("a.onnx").unwrap().bare_file.unwrap().ends_with("a.onnx"));
-        assert!(local.resolve_blocking("b").unwrap().bare_file.unwrap().ends_with("b/model.onnx"));
-        assert_eq!(local.resolve_blocking("team/c").unwrap().versions, [1]);
-        // The folder of a file at the side of other models holds those too.
-        assert!(!local.resolve_blocking("a").unwrap().owns_directory);
-        assert!(local.resolve_blocking("b").unwrap().owns_directory);
+        let manifest = local.resolve_blocking("b").unwrap();
+        assert_eq!((manifest.form, manifest.objects[0].path.as_str()), (Form::Directory, "model.onnx"));
+        assert_eq!(local.resolve_blocking("a").unwrap().form, Form::File);
         assert_eq!(local.list_blocking().unwrap(), ["a", "b", "d", "team/c"]);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_replaced_is_changed_not_mixed() {
+        let (root, local) = repository(&["m.tar"]);
+        let file = root.path().join("m.tar");
+        std::fs::write(&file, vec![7; 600_000]).unwrap();
+        let manifest = local.resolve_blocking("m").unwrap();
+        let chunks: Vec<_> = local.fetch(&manifest, 0, 5..500_000).await.unwrap().collect().await;
+        let bytes: usize = chunks.into_iter().map(|chunk| chunk.unwrap().len()).sum();
+        assert_eq!(bytes, 499_995);
+        std::fs::write(root.path().join("new"), vec![8; 600_000]).unwrap();
+        std::fs::rename(root.path().join("new"), &file).unwrap();
+        assert!(matches!(local.fetch(&manifest, 0, 0..10).await, Err(FetchError::Changed)));
     }
 
     #[test]
@@ -252,12 +289,5 @@ mod tests {
             assert_eq!(local.resolve_blocking(absent).unwrap_err().kind(), ErrorKind::NotFound, "{absent}");
         }
         assert_eq!(local.resolve_blocking("../etc").unwrap_err().kind(), ErrorKind::InvalidArgument);
-    }
-
-    #[test]
-    fn a_config_that_is_not_text_is_refused() {
-        let (root, local) = repository(&["m/config.pbtxt"]);
-        std::fs::write(root.path().join("m/config.pbtxt"), [0xff, 0xfe]).unwrap();
-        assert_eq!(local.resolve_blocking("m").unwrap_err().kind(), ErrorKind::InvalidArgument);
     }
 }

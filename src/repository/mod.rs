@@ -6,30 +6,43 @@ pub mod conformance;
 pub mod faulty;
 pub mod layout;
 pub mod local;
+pub mod manifest;
+pub mod tree;
 
-use std::path::PathBuf;
+use std::ops::Range;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 
-use crate::error::{Error, Result};
-use crate::inference::Version;
+use self::manifest::ModelManifest;
+use crate::error::{Error, ErrorKind, Result};
 
-/// What a repository says of a model: its files, for the versions it has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelManifest {
-    /// The model's key.
-    pub name: String,
-    /// The model's folder on this machine; for a bare file the folder it lies in.
-    pub directory: PathBuf,
-    /// Whether that folder is the model's own: that of a bare file at the side of other models is not.
-    pub owns_directory: bool,
-    /// The text of `config.pbtxt`, where there is one.
-    pub config: Option<String>,
-    /// The version folders, ascending; for a bare file version 1 alone.
-    pub versions: Vec<Version>,
-    /// The model's file where it lies outside a version folder: `resnet.onnx`, or `resnet/model.onnx`.
-    pub bare_file: Option<PathBuf>,
+/// Why bytes of an object did not come.
+#[derive(Clone, Debug)]
+pub enum FetchError {
+    /// The object is not the one of the manifest any more, or gone: ask the repository anew.
+    Changed,
+    /// They did not come; `retryable` in the error says whether asking again may help.
+    Failed(Error),
 }
+
+impl FetchError {
+    /// As an error of the load it happened in.
+    #[must_use]
+    pub fn into_error(self) -> Error {
+        match self {
+            Self::Changed => {
+                Error::new(ErrorKind::RepositoryFailed, "the model changed in the repository while it was fetched")
+                    .with_retryable(true)
+            }
+            Self::Failed(error) => error,
+        }
+    }
+}
+
+/// The bytes of a range, in order, as they come.
+pub type ByteStream = BoxStream<'static, Result<Bytes, FetchError>>;
 
 /// Where models come from. Several threads ask at once.
 pub trait ModelRepository: Send + Sync {
@@ -41,6 +54,18 @@ pub trait ModelRepository: Send + Sync {
     /// # Errors
     /// `NotFound` if there is no such model, `RepositoryFailed` if the repository cannot be read.
     fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ModelManifest>>;
+
+    /// Begins to fetch a range of bytes of one of the manifest's objects: one request, not retried here. A stream that
+    /// ends early without an error does not happen.
+    ///
+    /// # Errors
+    /// `Changed` if the object is not the manifest's any more.
+    fn fetch<'a>(
+        &'a self,
+        manifest: &'a ModelManifest,
+        object: usize,
+        range: Range<u64>,
+    ) -> BoxFuture<'a, Result<ByteStream, FetchError>>;
 }
 
 /// The longest key in bytes (S3 keys are at most 1,024 long).

@@ -407,7 +407,13 @@ mod tests {
         let tensor = "[ { name: \"x\" data_type: TYPE_INT32 dims: [ -1 ] } ]";
         let text = format!("name: \"m\" backend: \"gated\" input {tensor} output {tensor}");
         let config = parse(&text, UnknownFields::Deny).unwrap().config;
-        let files = ModelFiles { directory: ".".into(), version_directory: ".".into(), version: 1, model_file: None };
+        let files = ModelFiles {
+            directory: ".".into(),
+            version_directory: ".".into(),
+            version: 1,
+            model_file: None,
+            derived: None,
+        };
         let model = Gated::default().load(&files, &config, DeviceId::Cpu).unwrap();
         let executor = Executor::start(DeviceId::Cpu, 1, 1).unwrap();
         let queue = ModelQueue::new(model.into(), 1, 1, executor.handle(), Arc::default()).unwrap();

@@ -27,7 +27,7 @@ fn examples() -> PathBuf {
 fn files(model: &str, version: u64) -> ModelFiles {
     let directory = examples().join(model);
     let version_directory = directory.join(version.to_string());
-    ModelFiles { directory, version_directory, version, model_file: None }
+    ModelFiles { directory, version_directory, version, model_file: None, derived: None }
 }
 
 fn config(model: &str) -> ModelConfig {

@@ -71,7 +71,13 @@ fn work(tag: i32) -> Work {
 }
 
 fn load(gated: &Gated, name: &str) -> Arc<dyn Model> {
-    let files = ModelFiles { directory: ".".into(), version_directory: ".".into(), version: 1, model_file: None };
+    let files = ModelFiles {
+        directory: ".".into(),
+        version_directory: ".".into(),
+        version: 1,
+        model_file: None,
+        derived: None,
+    };
     let config = parse(&config(name, "gated", ""), UnknownFields::Deny).unwrap().config;
     gated.load(&files, &config, DeviceId::Cpu).unwrap().into()
 }

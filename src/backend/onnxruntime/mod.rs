@@ -158,6 +158,7 @@ mod tests {
             version_directory: file.parent().unwrap().to_owned(),
             version: 1,
             model_file: Some(file),
+            derived: None,
         };
         backend.load(&files, &ModelConfig::minimal("test", NAME), DeviceId::Cpu)
     }

@@ -231,7 +231,7 @@ fn copy_hashed(mut from: impl Read, to: &mut impl Write, mut copied: impl FnMut(
     let (mut hash, mut buffer, mut total) = (Sha256::new(), vec![0; 256 * 1024], 0);
     loop {
         match from.read(&mut buffer) {
-            Ok(0) => return Ok(format!("{:x}", hash.finalize())),
+            Ok(0) => return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
             Ok(bytes) => {
                 hash.update(&buffer[..bytes]);
                 to.write_all(&buffer[..bytes])?;
