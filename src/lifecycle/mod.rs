@@ -7,6 +7,7 @@
 mod flight;
 pub mod handle;
 pub mod loader;
+pub mod residency;
 mod slot;
 pub mod state;
 
