@@ -208,13 +208,27 @@ impl<K: Key> CacheTable<K> {
     /// # Errors
     /// A [`Refusal`]; nothing is booked and nobody leaves.
     pub fn reserve(&mut self, key: &K, weight: Weight, now: Instant) -> Result<Eviction<K>, Refusal> {
+        self.reserve_sparing(key, weight, now, &|_| false)
+    }
+
+    /// As [`CacheTable::reserve`], and nobody leaves whom `busy` names: users that this table was not told of.
+    ///
+    /// # Errors
+    /// As [`CacheTable::reserve`].
+    pub fn reserve_sparing(
+        &mut self,
+        key: &K,
+        weight: Weight,
+        now: Instant,
+        busy: &dyn Fn(&K) -> bool,
+    ) -> Result<Eviction<K>, Refusal> {
         if self.entries.contains_key(key) {
             return Err(Refusal::Present);
         }
         if weight.bytes > self.limit {
             return Err(Refusal::NeverFits { need: weight.bytes, limit: self.limit });
         }
-        let eviction = self.make_room(weight.bytes, now)?;
+        let eviction = self.make_room_sparing(weight.bytes, now, busy)?;
         let entry = Entry { stage: Stage::Reserved, weight, pinned: false, users: 0, since: now, last_use: now };
         self.entries.insert(key.clone(), entry);
         self.booked = self.booked.saturating_add(weight.bytes);
@@ -229,18 +243,67 @@ impl<K: Key> CacheTable<K> {
     /// [`Refusal::NoRoom`] where the tier is now over its limit and nobody may leave to mend that: the entry should be
     /// dropped. Nobody leaves.
     pub fn correct(&mut self, key: &K, weight: Weight, now: Instant) -> Result<Eviction<K>, Refusal> {
+        self.correct_sparing(key, weight, now, &|_| false)
+    }
+
+    /// Books `extra` bytes more for an entry, or nothing: others leave as for a newcomer.
+    ///
+    /// # Errors
+    /// A [`Refusal`]; nothing changes.
+    pub fn grow_sparing(
+        &mut self,
+        key: &K,
+        extra: u64,
+        now: Instant,
+        busy: &dyn Fn(&K) -> bool,
+    ) -> Result<Eviction<K>, Refusal> {
         let Some(entry) = self.entries.get(key).copied() else { return Ok(Eviction::default()) };
+        let need = entry.weight.bytes.saturating_add(extra);
+        if need > self.limit {
+            return Err(Refusal::NeverFits { need, limit: self.limit });
+        }
+        self.update(key, |entry| entry.users += 1);
+        let made = self.make_room_sparing(extra, now, busy);
+        self.update(key, |entry| entry.users -= 1);
+        let eviction = made?;
+        self.set_weight(key, Weight { bytes: need, ..entry.weight });
+        Ok(eviction)
+    }
+
+    /// Books less for an entry, for which nobody has to leave.
+    pub fn shrink(&mut self, key: &K, weight: Weight) {
+        self.set_weight(key, weight);
+    }
+
+    fn set_weight(&mut self, key: &K, weight: Weight) {
         self.update(key, |entry| entry.weight = weight);
-        if entry.stage == Stage::Resident {
+        if self.entries.get(key).is_some_and(|entry| entry.stage == Stage::Resident) {
             self.policy.insert(key, weight);
             self.shadow.insert(key, weight);
         }
+    }
+
+    /// As [`CacheTable::correct`], and nobody leaves whom `busy` names.
+    ///
+    /// # Errors
+    /// As [`CacheTable::correct`].
+    pub fn correct_sparing(
+        &mut self,
+        key: &K,
+        weight: Weight,
+        now: Instant,
+        busy: &dyn Fn(&K) -> bool,
+    ) -> Result<Eviction<K>, Refusal> {
+        if !self.entries.contains_key(key) {
+            return Ok(Eviction::default());
+        }
+        self.set_weight(key, weight);
         if self.booked <= self.limit {
             return Ok(Eviction::default());
         }
         // The entry itself is what someone waits for: it is held while others are looked for.
         self.update(key, |entry| entry.users += 1);
-        let eviction = self.make_room(0, now);
+        let eviction = self.make_room_sparing(0, now, busy);
         self.update(key, |entry| entry.users -= 1);
         eviction
     }
@@ -301,6 +364,19 @@ impl<K: Key> CacheTable<K> {
     /// # Errors
     /// [`Refusal::NoRoom`] where all that may go would not do; nobody leaves.
     pub fn make_room(&mut self, need: u64, now: Instant) -> Result<Eviction<K>, Refusal> {
+        self.make_room_sparing(need, now, &|_| false)
+    }
+
+    /// As [`CacheTable::make_room`], and nobody leaves whom `busy` names.
+    ///
+    /// # Errors
+    /// As [`CacheTable::make_room`].
+    pub fn make_room_sparing(
+        &mut self,
+        need: u64,
+        now: Instant,
+        busy: &dyn Fn(&K) -> bool,
+    ) -> Result<Eviction<K>, Refusal> {
         let missing = self.booked.saturating_add(need).saturating_sub(self.limit);
         if missing == 0 {
             return Ok(Eviction::default());
@@ -314,12 +390,31 @@ impl<K: Key> CacheTable<K> {
         if most < missing && self.min_residency.is_zero() {
             return Err(refuse(most));
         }
-        let excluded = |key: &K| self.entries.get(key).is_none_or(|entry| !entry.may_go(self.min_residency, now));
+        let excluded =
+            |key: &K| self.entries.get(key).is_none_or(|entry| !entry.may_go(self.min_residency, now)) || busy(key);
         let keys = self.policy.victims(missing, &excluded).map_err(|no_room| refuse(no_room.evictable))?;
         let lru = self.shadow.victims(missing, &excluded).unwrap_or_default();
         let unlike_lru = keys.iter().filter(|key| !lru.contains(key)).count();
         let victims = keys.into_iter().filter_map(|key| self.leave(key, now)).collect();
         Ok(Eviction { victims, unlike_lru })
+    }
+
+    /// Entries that may go as of `now`, whoever should go first in front.
+    #[must_use]
+    pub fn line(&self, now: Instant, busy: &dyn Fn(&K) -> bool) -> Vec<K> {
+        let may_go = |key: &K, entry: &Entry| entry.may_go(self.min_residency, now) && !busy(key);
+        let all = self.entries.iter().filter(|(key, entry)| may_go(key, entry));
+        let bytes = all.fold(0_u64, |sum, (_, entry)| sum.saturating_add(entry.weight.bytes));
+        let excluded = |key: &K| self.entries.get(key).is_none_or(|entry| !may_go(key, entry));
+        self.policy.victims(bytes, &excluded).unwrap_or_default()
+    }
+
+    /// Whether `need` bytes would fit if all that is not pinned were gone: else no wait helps.
+    #[must_use]
+    pub fn could_fit(&self, need: u64) -> bool {
+        let pinned = self.entries.values().filter(|entry| entry.pinned);
+        let pinned = pinned.fold(0_u64, |sum, entry| sum.saturating_add(entry.weight.bytes));
+        pinned.saturating_add(need) <= self.limit
     }
 
     fn leave(&mut self, key: K, now: Instant) -> Option<Victim<K>> {
