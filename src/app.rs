@@ -14,13 +14,21 @@ use crate::backend::identity::Identity;
 use crate::backend::onnxruntime::{self, OnnxRuntime};
 use crate::backend::registry::{BackendRegistry, Entry};
 use crate::backend::runtime_paths::onnxruntime_path;
-use crate::config::{ModelControl, ServerConfig, UnknownConfigFields};
+use crate::cache::cost_aware::CostAware;
+use crate::cache::eviction::{EvictionPolicy, Lru};
+use crate::cache::memory_pool::{MemoryPool, Name};
+use crate::config::amount::Amount;
+use crate::config::{CacheConfig, DeviceChoice, EvictionRule, ModelControl, ServerConfig, UnknownConfigFields};
+use crate::device::allocator::LoadMeter;
 use crate::device::host::Host;
+use crate::device::monitor::DeviceMonitor;
 use crate::device::selection::select;
 use crate::error::{Error, Result};
 use crate::frontend::kserve_http::Kserve;
 use crate::frontend::{listener, metrics_http};
-use crate::lifecycle::loader::{DeviceExecutor, Loader};
+use crate::inference::DeviceId;
+use crate::lifecycle::files::Files;
+use crate::lifecycle::loader::{DevicePlace, Loader};
 use crate::lifecycle::{ManagerOptions, ModelManager};
 use crate::metrics::prometheus::ServerMetrics;
 use crate::model_config::UnknownFields;
@@ -35,6 +43,7 @@ pub struct App {
     server: InferenceServer,
     /// Dropped last: queues hand their work to these threads.
     executors: Vec<Executor>,
+    loading: LoadingRuntime,
 }
 
 /// The sockets the server listens on.
@@ -118,17 +127,24 @@ impl App {
         }
         let selection = select(&config.devices, &Err("this version runs models on the cpu only".to_owned()))?;
         tracing::info!(devices = ?selection.devices, reason = selection.reason, "devices chosen");
+        let monitor = Host::default();
+        let loading = LoadingRuntime::start()?;
         let mut executors = Vec::new();
         let mut devices = Vec::new();
         for device in selection.devices {
             // With a single thread for connections it is the short way or none: one run may hold it.
             let short_ways = config.io_threads.saturating_sub(1).max(1);
             let executor = Executor::start(device, config.executor_threads, short_ways)?;
-            devices.push(DeviceExecutor { device, executor: executor.handle(), threads: config.executor_threads });
+            let pool = open_pool(&config.cache, device, &monitor)?;
+            devices.push(DevicePlace { pool, executor: executor.handle(), threads: config.executor_threads });
             executors.push(executor);
         }
         let loader = Loader {
             repository,
+            files: Files::default(),
+            retain: config.retain,
+            loading: loading.handle.clone(),
+            meter: LoadMeter::default(),
             backends: Arc::new(backends),
             devices,
             queue_capacity: config.queue_capacity,
@@ -141,11 +157,14 @@ impl App {
             control: config.model_control,
             load_concurrency: config.load_concurrency,
             load_retry: config.load_retry,
+            eviction: config.cache.eviction,
+            room_wait: config.cache.room_wait,
+            repository_poll: config.repository_poll,
         };
         let metrics = Arc::new(ServerMetrics::new()?);
         let models = ModelManager::new(loader, options, Arc::clone(&metrics));
-        let server = InferenceServer::new(models, metrics, Arc::new(Host::default()));
-        Ok(Self { config, server, executors })
+        let server = InferenceServer::new(models, metrics, Arc::new(monitor));
+        Ok(Self { config, server, executors, loading })
     }
 
     /// The server inside.
@@ -159,7 +178,7 @@ impl App {
     /// # Errors
     /// `Internal` if the port file cannot be written.
     pub async fn run(self, listeners: Listeners, shutdown: CancellationToken) -> Result<()> {
-        let Self { config, server, executors } = self;
+        let Self { config, server, executors, loading } = self;
         let addresses = listeners.addresses()?;
         let connections = TaskTracker::new();
         let stop_accepting = CancellationToken::new();
@@ -194,7 +213,11 @@ impl App {
         if let Some(path) = &config.port_file {
             write_port_file(path, addresses)?;
         }
-        let starting = tokio::spawn(start_models(server.clone(), config.model_control, config.load_model.clone()));
+        let housekeeping = {
+            let server = server.clone();
+            tokio::spawn(async move { server.keep_house().await })
+        };
+        let starting = tokio::spawn(start_models(server.clone(), config.clone()));
         shutdown.cancelled().await;
         tracing::info!(
             grace_s = config.drain_grace.as_secs(),
@@ -212,6 +235,8 @@ impl App {
         stop_metrics.cancel();
         http.abort();
         metrics.abort();
+        housekeeping.abort();
+        drop(loading);
         // Joining the executor threads waits for what still runs: a request that nobody waits for any more, maybe.
         let joined = tokio::task::spawn_blocking(move || drop(executors));
         if tokio::time::timeout_at(end, joined).await.is_err() {
@@ -234,10 +259,59 @@ fn open_repository(uri: &str) -> Result<Arc<dyn ModelRepository>> {
     Ok(Arc::new(Local::open(&path)?))
 }
 
+/// The book of a device's memory: as large as the configuration says, of what is free now.
+fn open_pool(config: &CacheConfig, device: DeviceId, monitor: &dyn DeviceMonitor) -> Result<MemoryPool> {
+    let memory = monitor.memory(device)?;
+    let free = memory.total.saturating_sub(memory.used);
+    let is_it = |choice: DeviceChoice| match choice {
+        DeviceChoice::Auto => false,
+        DeviceChoice::Cpu => device == DeviceId::Cpu,
+        DeviceChoice::Gpu(index) => device == DeviceId::Gpu(index),
+    };
+    let given = config.memory_limits.iter().find(|limit| is_it(limit.device)).map(|limit| limit.amount);
+    let limit = given.unwrap_or(Amount::Fraction(0.9)).of(free);
+    let policy: Box<dyn EvictionPolicy<Name>> = match config.rule {
+        EvictionRule::CostAware => Box::new(CostAware::default()),
+        EvictionRule::Lru => Box::new(Lru::default()),
+    };
+    tracing::info!(%device, limit, free, "memory for models");
+    Ok(MemoryPool::new(device, limit, config.min_residency, policy))
+}
+
+/// The threads that fetch, unpack and load: at a lower priority than those that answer. They end with it, without a
+/// wait for what still runs.
+struct LoadingRuntime {
+    handle: tokio::runtime::Handle,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl LoadingRuntime {
+    fn start() -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(LOADING_THREADS)
+            .thread_name("loading")
+            .enable_all()
+            .build()
+            .map_err(|error| Error::internal("cannot start the threads that load models").with_source(error))?;
+        Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
+    }
+}
+
+impl Drop for LoadingRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Threads that drive fetches. What blocks has threads of its own.
+const LOADING_THREADS: usize = 2;
+
 /// Loads what is asked for at start. A model that fails does not keep the server from starting.
-async fn start_models(server: InferenceServer, control: ModelControl, named: Vec<String>) {
-    let mut names = named.clone();
-    if control == ModelControl::All || named.iter().any(|name| name == "*") {
+async fn start_models(server: InferenceServer, config: ServerConfig) {
+    let mut names = config.load_model.clone();
+    if config.model_control == ModelControl::All || names.iter().any(|name| name == "*") {
         names.retain(|name| name != "*");
         match server.repository_index().await {
             Ok(index) => names.extend(index.into_iter().map(|entry| entry.name)),
@@ -251,9 +325,20 @@ async fn start_models(server: InferenceServer, control: ModelControl, named: Vec
         // The load says itself how it ended.
         async move { drop(server.load_model(&name, None).await) }
     });
-    futures_util::future::join_all(loads).await;
+    let server = &server;
+    let pins = config.pin_model.iter().map(|name| async move {
+        if let Err(error) = server.pin_model(name).await {
+            tracing::error!(model = %name, error = %error.report(), "--pin-model cannot be loaded");
+        }
+    });
+    futures_util::future::join(futures_util::future::join_all(loads), futures_util::future::join_all(pins)).await;
     server.set_started();
     tracing::info!("ready");
+    for name in &config.prefetch_model {
+        if let Err(error) = server.prefetch_model(name).await {
+            tracing::warn!(model = %name, error = %error.report(), "--prefetch-model cannot be fetched");
+        }
+    }
 }
 
 /// Writes the ports where whoever started us looks for them: whole or not at all.

@@ -9,7 +9,34 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub mod amount;
+pub mod options;
+
+use self::amount::{Amount, MemoryLimit};
+pub use self::options::ServeOptions;
 use crate::error::{Error, Result};
+
+/// Who makes room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Eviction {
+    /// The server evicts.
+    #[default]
+    Automatic,
+    /// Whoever operates the server unloads; a load without room fails and says what it lacks.
+    External,
+}
+
+/// Which models go first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EvictionRule {
+    /// Those that save the least loading for their bytes.
+    #[default]
+    CostAware,
+    /// The least recently used.
+    Lru,
+}
 
 /// Which models are in memory when.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
@@ -82,111 +109,6 @@ impl<'de> Deserialize<'de> for DeviceChoice {
     }
 }
 
-/// What `roundhouse serve` is told, by flags, environment or file; `None` where nothing was said.
-///
-/// The help texts are written for operators: what it is, what it is when not given, when to change it.
-#[derive(Clone, Debug, Default, clap::Args, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct ServeOptions {
-    /// A TOML file with any of these options by their long names; flags and environment win over it.
-    #[arg(long, value_name = "FILE", env = "ROUNDHOUSE_CONFIG")]
-    #[serde(skip)]
-    pub config: Option<PathBuf>,
-
-    /// Where the models are: a folder in Triton's layout.
-    #[arg(long, value_name = "URI", env = "ROUNDHOUSE_MODEL_REPOSITORY", help_heading = "Models")]
-    pub model_repository: Option<String>,
-
-    /// When models are loaded: by the first request, only explicitly, or all at start. [default: on-demand]
-    #[arg(long, value_enum, env = "ROUNDHOUSE_MODEL_CONTROL", help_heading = "Models")]
-    pub model_control: Option<ModelControl>,
-
-    /// A model to load at start; may be repeated, `*` stands for all.
-    #[arg(long, value_name = "NAME", env = "ROUNDHOUSE_LOAD_MODEL", value_delimiter = ',', help_heading = "Models")]
-    pub load_model: Option<Vec<String>>,
-
-    /// What a config.pbtxt field outside the schema is: an error, or a warning. [default: error]
-    #[arg(long, value_enum, env = "ROUNDHOUSE_UNKNOWN_CONFIG_FIELDS", help_heading = "Models")]
-    pub unknown_config_fields: Option<UnknownConfigFields>,
-
-    /// How many models are loaded at the same time. [default: 4]
-    #[arg(long, value_name = "N", env = "ROUNDHOUSE_LOAD_CONCURRENCY", help_heading = "Models")]
-    pub load_concurrency: Option<NonZeroUsize>,
-
-    /// How long a failed load is remembered before a request tries it again, in milliseconds; an explicit load always
-    /// tries. [default: 1000]
-    #[arg(long, value_name = "MS", env = "ROUNDHOUSE_LOAD_RETRY_MS", help_heading = "Models")]
-    pub load_retry_ms: Option<u64>,
-
-    /// The address to listen on. [default: 127.0.0.1]
-    #[arg(long, value_name = "IP", env = "ROUNDHOUSE_ADDRESS", help_heading = "Listening")]
-    pub address: Option<IpAddr>,
-
-    /// The port of KServe v2 HTTP; 0 takes any free one. [default: 8000]
-    #[arg(long, value_name = "PORT", env = "ROUNDHOUSE_HTTP_PORT", help_heading = "Listening")]
-    pub http_port: Option<u16>,
-
-    /// The port of Prometheus metrics; 0 takes any free one. [default: 8002]
-    #[arg(long, value_name = "PORT", env = "ROUNDHOUSE_METRICS_PORT", help_heading = "Listening")]
-    pub metrics_port: Option<u16>,
-
-    /// A file that is written once everything listens: {"http": "IP:PORT", "metrics": "IP:PORT"}.
-    #[arg(long, value_name = "FILE", env = "ROUNDHOUSE_PORT_FILE", help_heading = "Listening")]
-    pub port_file: Option<PathBuf>,
-
-    /// Where models run: auto, cpu, gpu:N; several with commas. [default: auto]
-    #[arg(long, value_name = "DEVICE", env = "ROUNDHOUSE_DEVICE", value_delimiter = ',', help_heading = "Running")]
-    pub device: Option<Vec<DeviceChoice>>,
-
-    /// Threads that execute models on the CPU. [default: one a core]
-    #[arg(long, value_name = "N", env = "ROUNDHOUSE_EXECUTOR_THREADS", help_heading = "Running")]
-    pub executor_threads: Option<NonZeroUsize>,
-
-    /// Threads that serve connections. [default: one a core]
-    #[arg(long, value_name = "N", env = "ROUNDHOUSE_IO_THREADS", help_heading = "Running")]
-    pub io_threads: Option<NonZeroUsize>,
-
-    /// The libonnxruntime.so to load. [default: what `roundhouse runtime install onnxruntime` installed]
-    #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", help_heading = "Running")]
-    pub onnxruntime_library: Option<PathBuf>,
-
-    /// Where runtimes are installed. [default: ~/.cache/roundhouse/runtime]
-    #[arg(long, value_name = "DIR", env = "ROUNDHOUSE_RUNTIME_DIR", help_heading = "Running")]
-    pub runtime_dir: Option<PathBuf>,
-
-    /// Requests that may wait for one model; a full queue answers 429. [default: 1024]
-    #[arg(long, value_name = "N", env = "ROUNDHOUSE_QUEUE_CAPACITY", help_heading = "Limits")]
-    pub queue_capacity: Option<NonZeroUsize>,
-
-    /// How long a request may take, its model's load included, unless it says less; 0 for ever. [default: 60000]
-    #[arg(long, value_name = "MS", env = "ROUNDHOUSE_REQUEST_TIMEOUT_MS", help_heading = "Limits")]
-    pub request_timeout_ms: Option<u64>,
-
-    /// The largest JSON in a request or after decompression, in bytes. [default: 67108864]
-    #[arg(long, value_name = "BYTES", env = "ROUNDHOUSE_MAX_JSON_BYTES", help_heading = "Limits")]
-    pub max_json_bytes: Option<usize>,
-
-    /// The largest request body, in bytes. [default: 1073741824]
-    #[arg(long, value_name = "BYTES", env = "ROUNDHOUSE_MAX_BODY_BYTES", help_heading = "Limits")]
-    pub max_body_bytes: Option<usize>,
-
-    /// The most connections at a time; more wait to be accepted. [default: 8192]
-    #[arg(long, value_name = "N", env = "ROUNDHOUSE_MAX_CONNECTIONS", help_heading = "Limits")]
-    pub max_connections: Option<NonZeroUsize>,
-
-    /// How long requests in flight may take to finish after SIGTERM, in seconds. [default: 30]
-    #[arg(long, value_name = "S", env = "ROUNDHOUSE_DRAIN_GRACE_S", help_heading = "Limits")]
-    pub drain_grace_s: Option<u64>,
-
-    /// What is logged: error, warn, info, debug, trace, or a tracing filter. [default: info]
-    #[arg(long, value_name = "FILTER", env = "ROUNDHOUSE_LOG", help_heading = "Logging")]
-    pub log: Option<String>,
-
-    /// Text or JSON log lines. [default: auto]
-    #[arg(long, value_enum, env = "ROUNDHOUSE_LOG_FORMAT", help_heading = "Logging")]
-    pub log_format: Option<LogFormat>,
-}
-
 /// Limits on what comes from outside.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestLimits {
@@ -200,6 +122,44 @@ pub struct RequestLimits {
     pub body_chunks: usize,
     /// How long a request may take when it does not say.
     pub timeout: Option<Duration>,
+}
+
+/// The tiers of this machine.
+#[derive(Clone, Debug)]
+pub struct CacheConfig {
+    /// The folder models are fetched to.
+    pub directory: PathBuf,
+    /// How much of the disk it may take.
+    pub capacity: Amount,
+    /// How much of the devices' memory models may take; the default where a device is not named.
+    pub memory_limits: Vec<MemoryLimit>,
+    /// Who makes room.
+    pub eviction: Eviction,
+    /// Which models go first.
+    pub rule: EvictionRule,
+    /// How long a model stays at least.
+    pub min_residency: Duration,
+    /// How long a load waits for room.
+    pub room_wait: Duration,
+}
+
+/// How models are fetched.
+#[derive(Clone, Debug)]
+pub struct FetchConfig {
+    /// Models at a time.
+    pub concurrency: usize,
+    /// Ranges of objects at a time, over all models.
+    pub parts: usize,
+    /// How long a range may take.
+    pub timeout: Duration,
+    /// Read S3 without credentials.
+    pub s3_anonymous: bool,
+    /// The bucket's region.
+    pub s3_region: Option<String>,
+    /// The store's URL.
+    pub s3_endpoint: Option<String>,
+    /// Whether the bucket is written in the path.
+    pub s3_path_style: Option<bool>,
 }
 
 /// Everything the server needs to know, complete and checked.
@@ -217,6 +177,18 @@ pub struct ServerConfig {
     pub load_concurrency: usize,
     /// How long a failed load answers for the next requests.
     pub load_retry: Duration,
+    /// How often models in memory are compared with the repository.
+    pub repository_poll: Option<Duration>,
+    /// Whether models stay in memory after their requests.
+    pub retain: bool,
+    /// Models to load at start and never to evict.
+    pub pin_model: Vec<String>,
+    /// Models to bring near after the start.
+    pub prefetch_model: Vec<String>,
+    /// What is kept where, and who leaves.
+    pub cache: CacheConfig,
+    /// How models are fetched.
+    pub fetch: FetchConfig,
     /// The address to listen on.
     pub address: IpAddr,
     /// KServe v2 HTTP.
@@ -273,7 +245,9 @@ impl ServeOptions {
         }
         or! {
             model_repository, model_control, load_model, unknown_config_fields, load_concurrency, load_retry_ms,
-            address, http_port, metrics_port, port_file, device, executor_threads, io_threads, onnxruntime_library,
+            repository_poll_s, retain, pin_model, prefetch_model, cache_dir, cache_capacity, memory_limit, eviction,
+            eviction_policy, min_residency_ms, room_wait_ms, fetch_concurrency, fetch_parts, fetch_timeout_ms,
+            s3_anonymous, s3_region, s3_endpoint, s3_path_style, address, http_port, metrics_port, port_file, device, executor_threads, io_threads, onnxruntime_library,
             runtime_dir, max_connections, queue_capacity, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, log,
             log_format,
         }
@@ -284,7 +258,8 @@ impl ServeOptions {
         let timeout_ms = self.request_timeout_ms.unwrap_or(60_000);
         let model_repository = self.model_repository.ok_or_else(|| {
             Error::invalid(
-                "--model-repository is missing: give the folder that holds the models, for example models-examples",
+                "--model-repository is missing: give the folder that holds the models, for example models-examples, or \
+                 s3://BUCKET/PREFIX",
             )
         })?;
         Ok(ServerConfig {
@@ -294,6 +269,31 @@ impl ServeOptions {
             unknown_config_fields: self.unknown_config_fields.unwrap_or_default(),
             load_concurrency: self.load_concurrency.map_or(4, NonZeroUsize::get),
             load_retry: Duration::from_millis(self.load_retry_ms.unwrap_or(1000)),
+            repository_poll: self.repository_poll_s.filter(|seconds| *seconds > 0).map(Duration::from_secs),
+            retain: self.retain.unwrap_or(true),
+            pin_model: self.pin_model.unwrap_or_default(),
+            prefetch_model: self.prefetch_model.unwrap_or_default(),
+            cache: CacheConfig {
+                directory: match self.cache_dir {
+                    Some(directory) => directory,
+                    None => default_cache_dir()?,
+                },
+                capacity: self.cache_capacity.unwrap_or(Amount::Fraction(0.8)),
+                memory_limits: self.memory_limit.unwrap_or_default(),
+                eviction: self.eviction.unwrap_or_default(),
+                rule: self.eviction_policy.unwrap_or_default(),
+                min_residency: Duration::from_millis(self.min_residency_ms.unwrap_or(100)),
+                room_wait: Duration::from_millis(self.room_wait_ms.unwrap_or(10_000)),
+            },
+            fetch: FetchConfig {
+                concurrency: self.fetch_concurrency.map_or(8, NonZeroUsize::get),
+                parts: self.fetch_parts.map_or(16, NonZeroUsize::get),
+                timeout: Duration::from_millis(self.fetch_timeout_ms.unwrap_or(30_000)),
+                s3_anonymous: self.s3_anonymous.unwrap_or(false),
+                s3_region: self.s3_region,
+                s3_endpoint: self.s3_endpoint,
+                s3_path_style: self.s3_path_style,
+            },
             address: self.address.unwrap_or(IpAddr::from([127, 0, 0, 1])),
             http_port: self.http_port.unwrap_or(8000),
             metrics_port: self.metrics_port.unwrap_or(8002),
@@ -327,11 +327,46 @@ impl ServeOptions {
 /// `InvalidArgument` where neither that nor a home folder is set.
 #[expect(clippy::disallowed_methods, reason = "this file is where the environment is read")]
 pub fn default_runtime_dir() -> Result<PathBuf> {
+    let set = std::env::var_os("ROUNDHOUSE_RUNTIME_DIR").filter(|value| !value.is_empty()).map(PathBuf::from);
+    set.or_else(|| user_cache().map(|cache| cache.join("runtime"))).ok_or_else(|| {
+        Error::invalid(
+            "neither HOME nor ROUNDHOUSE_RUNTIME_DIR is set: set one, or name the folder with --runtime-dir (serve) or --dir \
+             (runtime)",
+        )
+    })
+}
+
+/// The folder models are fetched to: on the first NVMe disk that is mounted beside the root, else in the user's cache.
+fn default_cache_dir() -> Result<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    nvme_mount(&mounts)
+        .map(|mount| mount.join("roundhouse"))
+        .or_else(user_cache)
+        .map(|folder| folder.join("models"))
+        .ok_or_else(|| Error::invalid("HOME is not set: set it, or name a folder on a fast disk with --cache-dir"))
+}
+
+/// The first mount of an NVMe disk, in the form of proc(5), that is writable and no part of the system.
+fn nvme_mount(mounts: &str) -> Option<PathBuf> {
+    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    fields.into_iter().find_map(|fields| match fields[..] {
+        [device, folder, _, options, ..] => {
+            let is_own = device.starts_with("/dev/nvme") && options.split(',').any(|option| option == "rw");
+            let is_system = ["/", "/boot", "/etc", "/usr", "/var", "/home", "/opt"]
+                .iter()
+                .any(|system| folder == *system || (*system != "/" && folder.starts_with(&format!("{system}/"))));
+            (is_own && !is_system && !folder.contains('\\')).then(|| PathBuf::from(folder))
+        }
+        _ => None,
+    })
+}
+
+/// Our folder in the user's cache.
+#[expect(clippy::disallowed_methods, reason = "this file is where the environment is read")]
+fn user_cache() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    set("ROUNDHOUSE_RUNTIME_DIR")
-        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("roundhouse/runtime")))
-        .or_else(|| set("HOME").map(|home| home.join(".cache/roundhouse/runtime")))
-        .ok_or_else(|| Error::invalid("neither HOME nor ROUNDHOUSE_RUNTIME_DIR is set: set one, or name the folder with --runtime-dir (serve) or --dir (runtime)"))
+    let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))?;
+    Some(cache.join("roundhouse"))
 }
 
 #[cfg(test)]
@@ -368,6 +403,14 @@ mod tests {
     fn a_missing_repository_says_what_to_give() {
         let text = ServeOptions::default().resolve().unwrap_err().to_string();
         assert!(text.contains("--model-repository"), "{text}");
+    }
+
+    #[test]
+    fn the_cache_goes_to_a_disk_made_for_it() {
+        let mounts = "/dev/nvme0n1p1 / ext4 rw 0 0\n/dev/nvme0n1p2 /boot/efi vfat rw 0 0\n/dev/nvme1n1 /ro ext4 ro 0 0\n\
+                      /dev/nvme1n1 /mnt/fast xfs rw,noatime 0 0\n";
+        assert_eq!(nvme_mount(mounts), Some("/mnt/fast".into()));
+        assert_eq!(nvme_mount("/dev/sda1 /mnt/fast ext4 rw 0 0\nodd\n"), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::inference::DeviceId;
 use crate::inference::{Deadline, InferenceRequest, InferenceResponse, NamedTensor, NamedTensors, Version};
 use crate::lifecycle::handle::{LoadedVersion, ModelHandle, TensorMetadata};
+use crate::lifecycle::residency::{Explanation, ModelResidency, ResidencyPage, ResidencyQuery};
 use crate::lifecycle::{IndexEntry, ModelManager};
 use crate::metrics::defs;
 use crate::metrics::prometheus::{ModelSeries, ServerMetrics};
@@ -123,6 +124,55 @@ impl InferenceServer {
     /// `InvalidArgument` for what is no name.
     pub async fn unload_model(&self, name: &str) -> Result<()> {
         self.0.models.unload(name).await
+    }
+
+    /// Loads a model and keeps it for good.
+    ///
+    /// # Errors
+    /// The load's error.
+    pub async fn pin_model(&self, name: &str) -> Result<()> {
+        self.0.models.pin(name).await
+    }
+
+    /// Lets a model be evicted again.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what is no name.
+    pub fn unpin_model(&self, name: &str) -> Result<()> {
+        self.0.models.unpin(name)
+    }
+
+    /// Brings a model to this machine's disk, and to memory where there is room.
+    ///
+    /// # Errors
+    /// The load's error.
+    pub async fn prefetch_model(&self, name: &str) -> Result<()> {
+        self.0.models.prefetch(name).await
+    }
+
+    /// Does what is to be done without being asked, until the future is dropped.
+    pub async fn keep_house(&self) {
+        self.0.models.keep_house().await;
+    }
+
+    /// What is where.
+    #[must_use]
+    pub fn residency(&self, query: &ResidencyQuery) -> ResidencyPage {
+        self.0.models.residency(query, &*self.0.monitor)
+    }
+
+    /// Where one model is; `None` where nothing is known of it here.
+    #[must_use]
+    pub fn model_residency(&self, name: &str) -> Option<ModelResidency> {
+        self.0.models.model_residency(name)
+    }
+
+    /// Why a model is where it is.
+    ///
+    /// # Errors
+    /// `NotFound` for a model that is neither here nor in the repository.
+    pub async fn explain(&self, name: &str) -> Result<Explanation> {
+        self.0.models.explain(name).await
     }
 
     /// The models of the repository and their states.

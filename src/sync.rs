@@ -26,11 +26,13 @@ impl PinCount {
         false
     }
 
-    /// Removes a user added by `try_pin`.
-    pub fn unpin(&self) {
-        if self.state.fetch_sub(1, Ordering::AcqRel) == RETIRED + 1 {
+    /// Removes a user added by `try_pin`; whether it was the last.
+    pub fn unpin(&self) -> bool {
+        let before = self.state.fetch_sub(1, Ordering::AcqRel);
+        if before == RETIRED + 1 {
             self.drained.notify_waiters();
         }
+        before & !RETIRED == 1
     }
 
     /// Lets nobody new in. Retiring twice is retiring once.

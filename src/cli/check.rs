@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::backend::{identity, onnxruntime};
 use crate::error::{Error, ErrorKind, Result};
-use crate::lifecycle::loader::{choose_versions, guess_backend};
+use crate::lifecycle::plan::{choose_versions, guess_backend};
 use crate::model_config::{self, ModelConfig, UnknownFields, VersionPolicy};
 use crate::repository::local::Local;
 use crate::repository::tree::ModelTree;

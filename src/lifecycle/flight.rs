@@ -1,12 +1,14 @@
 //! One operation on one model at a time, however many ask for it: leader and waiters.
 //!
 //! The work runs in a task of its own, so a caller that goes away cancels nothing for the others. A load that nobody
-//! waits for any more is abandoned at its next step.
+//! waits for any more is abandoned.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
 
 use crate::error::{Error, Result};
 
@@ -32,6 +34,17 @@ pub(super) enum Outcome {
     Abandoned,
 }
 
+/// How much it matters when a load ends; the lesser goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Urgency {
+    /// A request waits until then.
+    Until(Instant),
+    /// Somebody waits as long as it takes.
+    Wanted,
+    /// Nobody waits.
+    Prefetch,
+}
+
 /// An operation under way.
 pub(super) struct Flight {
     pub(super) operation: Operation,
@@ -39,6 +52,8 @@ pub(super) struct Flight {
     waiters: AtomicUsize,
     insisted: AtomicBool,
     begun: AtomicBool,
+    urgency: Mutex<Urgency>,
+    deserted: Notify,
 }
 
 impl Flight {
@@ -49,6 +64,8 @@ impl Flight {
             waiters: AtomicUsize::new(0),
             insisted: AtomicBool::new(false),
             begun: AtomicBool::new(false),
+            urgency: Mutex::new(Urgency::Prefetch),
+            deserted: Notify::new(),
         })
     }
 
@@ -61,6 +78,28 @@ impl Flight {
     /// Makes the operation go on to its end, whoever leaves.
     pub(super) fn insist(&self) {
         self.insisted.store(true, Ordering::Release);
+    }
+
+    /// Somebody waits, until `deadline` where there is one.
+    pub(super) fn wanted_by(&self, deadline: Option<Instant>) {
+        let urgency = deadline.map_or(Urgency::Wanted, Urgency::Until);
+        let mut most = self.urgency.lock();
+        *most = urgency.min(*most);
+    }
+
+    pub(super) fn urgency(&self) -> Urgency {
+        *self.urgency.lock()
+    }
+
+    /// Returns when nobody waits any more, and nobody insisted.
+    pub(super) async fn deserted(&self) {
+        loop {
+            let notified = self.deserted.notified();
+            if !self.is_wanted() {
+                return;
+            }
+            notified.await;
+        }
     }
 
     /// Whether somebody waits, or insisted.
@@ -109,12 +148,16 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        self.flight.waiters.fetch_sub(1, Ordering::AcqRel);
+        if self.flight.waiters.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.flight.deserted.notify_waiters();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[tokio::test]
@@ -131,5 +174,33 @@ mod tests {
         assert!(!flight.is_wanted());
         flight.insist();
         assert!(flight.is_wanted());
+    }
+
+    #[tokio::test]
+    async fn a_flight_is_deserted_when_the_last_waiter_leaves() {
+        let flight = Flight::new(Operation::Load);
+        let (one, two) = (flight.join(), flight.join());
+        let deserted = flight.deserted();
+        tokio::pin!(deserted);
+        assert!(deserted.as_mut().now_or_never().is_none());
+        drop(one);
+        assert!(deserted.as_mut().now_or_never().is_none());
+        drop(two);
+        assert!(deserted.as_mut().now_or_never().is_some());
+    }
+
+    #[test]
+    fn the_most_urgent_wish_counts() {
+        let flight = Flight::new(Operation::Load);
+        assert_eq!(flight.urgency(), Urgency::Prefetch);
+        let (soon, later) = (Instant::now(), Instant::now() + std::time::Duration::from_secs(1));
+        for (deadline, urgency) in
+            [(None, Urgency::Wanted), (Some(later), Urgency::Until(later)), (Some(soon), Urgency::Until(soon))]
+        {
+            flight.wanted_by(deadline);
+            assert_eq!(flight.urgency(), urgency);
+        }
+        flight.wanted_by(None);
+        assert_eq!(flight.urgency(), Urgency::Until(soon));
     }
 }

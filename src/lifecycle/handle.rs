@@ -1,17 +1,25 @@
 //! A loaded version and the handle that keeps it loaded.
 
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use compact_str::CompactString;
+use parking_lot::Mutex;
 use smallvec::SmallVec;
+use tokio::sync::mpsc::UnboundedSender;
 
+use super::Name;
+use super::files::KeptFiles;
+use super::residency::{Retention, Tier};
+use crate::backend::{Model, ModelMemory};
+use crate::cache::memory_pool::{MemoryLease, MemoryPool, Uses};
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
 use crate::inference::{ModelId, Version};
 use crate::metrics::statistics::ModelStatistics;
 use crate::model_config::ModelConfig;
+use crate::repository::manifest::Fingerprint;
 use crate::scheduler::queue::ModelQueue;
 use crate::sync::PinCount;
 use crate::tensor::DataType;
@@ -60,6 +68,26 @@ pub struct LoadedVersion {
     /// When it became ready.
     pub loaded_at: SystemTime,
     pub(super) pins: PinCount,
+    /// Alive as long as its queue is.
+    pub(super) model: Weak<dyn Model>,
+    pub(super) home: Arc<Home>,
+}
+
+/// What the versions of a model in memory share: who is told of their uses.
+pub(super) struct Home {
+    pub(super) uses: Arc<Uses>,
+    /// Told when a model falls idle that is not to be kept.
+    pub(super) dismiss: Option<(Name, UnboundedSender<Name>)>,
+}
+
+impl Home {
+    fn idle(&self) {
+        self.uses.idle();
+        if let Some((name, dismiss)) = &self.dismiss {
+            // Nobody keeps house any more when the server ends.
+            drop(dismiss.send(Arc::clone(name)));
+        }
+    }
 }
 
 impl LoadedVersion {
@@ -69,12 +97,22 @@ impl LoadedVersion {
         self.pins.count()
     }
 
+    /// What its runtime says that it holds.
+    pub(super) fn memory(&self) -> Option<ModelMemory> {
+        self.model.upgrade().map(|model| model.memory())
+    }
+
+    /// Whether it reads its files while it lives.
+    pub(super) fn keeps_files(&self) -> bool {
+        self.model.upgrade().is_some_and(|model| model.keeps_files())
+    }
+
     /// Waits until the last handle is gone and frees the model, on a thread that may block.
-    pub(super) async fn dispose(self: Arc<Self>) {
+    pub(super) async fn dispose(self: Arc<Self>, loading: &tokio::runtime::Handle) {
         self.pins.retire();
         self.pins.drained().await;
         let remains = self.queue.close().await;
-        let freed = tokio::task::spawn_blocking(move || drop(remains)).await;
+        let freed = loading.spawn_blocking(move || drop(remains)).await;
         if let Err(error) = freed {
             tracing::error!(model = %self.id, %error, "freeing the model failed");
         }
@@ -82,11 +120,40 @@ impl LoadedVersion {
 }
 
 /// A pinned version: while a handle lives, the model stays in memory. Dropping it is all the bookkeeping there is.
-pub struct ModelHandle(Arc<LoadedVersion>);
+pub struct ModelHandle {
+    version: Arc<LoadedVersion>,
+    from: Tier,
+    waited: Duration,
+}
 
 impl ModelHandle {
     fn pin(version: &Arc<LoadedVersion>) -> Option<Self> {
-        version.pins.try_pin().then(|| Self(Arc::clone(version)))
+        let pinned = version.pins.try_pin();
+        if pinned {
+            version.home.uses.count();
+        }
+        // Not `then_some`: a handle that is made is a handle that unpins.
+        pinned.then(|| Self { version: Arc::clone(version), from: Tier::Device, waited: Duration::ZERO })
+    }
+
+    /// The same handle of somebody who had to wait until the model came.
+    pub(super) fn after(self, from: Tier, waited: Duration) -> Self {
+        let mut handle = self;
+        handle.from = from;
+        handle.waited = waited;
+        handle
+    }
+
+    /// Where the model was when it was asked for.
+    #[must_use]
+    pub const fn from(&self) -> Tier {
+        self.from
+    }
+
+    /// How long its load was waited for.
+    #[must_use]
+    pub const fn waited(&self) -> Duration {
+        self.waited
     }
 }
 
@@ -94,22 +161,63 @@ impl Deref for ModelHandle {
     type Target = LoadedVersion;
 
     fn deref(&self) -> &LoadedVersion {
-        &self.0
+        &self.version
     }
 }
 
 impl Drop for ModelHandle {
     fn drop(&mut self) {
-        self.0.pins.unpin();
+        if self.version.pins.unpin() {
+            self.version.home.idle();
+        }
     }
 }
 
 /// The loaded versions of a model, ascending; at least one.
 pub struct Resident {
     pub(super) versions: SmallVec<[Arc<LoadedVersion>; 1]>,
+    pub(super) home: Arc<Home>,
+    pub(super) pool: MemoryPool,
+    pub(super) lease: Mutex<Option<MemoryLease>>,
+    /// Bytes of the lease without what runs have taken since.
+    pub(super) loaded_bytes: u64,
+    /// Whether the runtime counts all bytes itself.
+    pub(super) exact: bool,
+    pub(super) fingerprint: Fingerprint,
+    pub(super) retention: Retention,
+    /// Whether it was loaded with a configuration that is not the repository's.
+    pub(super) given_config: bool,
+    pub(super) files: Mutex<Option<KeptFiles>>,
 }
 
 impl Resident {
+    /// Handles on any of its versions.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.versions.iter().map(|version| version.pins()).sum()
+    }
+
+    /// Bytes booked for it.
+    pub(super) fn booked(&self) -> u64 {
+        self.lease.lock().as_ref().map_or(0, MemoryLease::bytes)
+    }
+
+    /// Its memory is free: whoever still looks at what it was holds none of it.
+    pub(super) fn give_back(&self) {
+        drop(self.lease.lock().take());
+        drop(self.files.lock().take());
+    }
+
+    /// What all of it holds now, as the runtime says.
+    pub(super) fn bytes_now(&self) -> u64 {
+        let each = self.versions.iter().filter_map(|version| version.memory());
+        let (exact, runs) = each.fold((0_u64, 0_u64), |(exact, runs), memory| match memory {
+            ModelMemory::Exact(bytes) => (exact.saturating_add(bytes), runs),
+            ModelMemory::Runs(bytes) => (exact, runs.saturating_add(bytes)),
+        });
+        if self.exact { exact } else { self.loaded_bytes.saturating_add(runs) }
+    }
+
     /// The loaded versions, ascending.
     #[must_use]
     pub fn versions(&self) -> &[Arc<LoadedVersion>] {

@@ -1,351 +1,285 @@
-//! From a name to loaded versions: resolve, read the configuration, choose versions, load, complete, make instances.
+//! From a name to loaded versions: find the files, plan, wait for a place, book memory, load, measure.
 
-use std::io::Read;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
+use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tokio::sync::Semaphore;
 
-use super::handle::{LoadedVersion, TensorMetadata};
+use super::assemble::load_version;
+use super::files::{Files, Found};
+use super::flight::Flight;
+use super::gate::LoadPermit;
+use super::handle::{Home, LoadedVersion, Resident};
+use super::need::{Past, Source, need};
+use super::plan::Plan;
+use super::residency::{EvictionReason, LastLoad, Phases, Retention};
+use super::room::{RoomError, reserve};
+use super::slot::Slot;
+use super::{ModelManager, Name};
+use crate::backend::ModelMemory;
 use crate::backend::registry::BackendRegistry;
-use crate::backend::{Backend, Model, ModelFiles};
+use crate::cache::eviction::Weight;
+use crate::cache::memory_pool::{MemoryLease, MemoryPool};
+use crate::cache::table::Eviction;
+use crate::config;
+use crate::device::allocator::LoadMeter;
 use crate::error::{Error, ErrorKind, Result};
-use crate::inference::DeviceId;
-use crate::inference::{ModelId, Version};
-use crate::metrics::statistics::ModelStatistics;
-use crate::model_config::complete::RuntimeSignature;
-use crate::model_config::{self, InstanceKind, ModelConfig, UnknownFields, VersionPolicy};
-use crate::repository::tree::ModelTree;
-use crate::repository::{ModelRepository, layout};
+use crate::inference::{DeviceId, Version};
+use crate::model_config::{ModelConfig, UnknownFields};
+use crate::repository::ModelRepository;
 use crate::scheduler::executor::ExecutorHandle;
-use crate::scheduler::queue::ModelQueue;
-use crate::sync::PinCount;
 
-/// The largest file of class names, in bytes.
-const MAX_LABEL_BYTES: u64 = 16 << 20;
-
-/// The most instances of one version.
-const MAX_INSTANCES: usize = 1024;
-
-/// A device and the threads that run on it.
+/// A device, the threads that run on it, and the book of its memory.
 #[derive(Clone)]
-pub struct DeviceExecutor {
-    /// The device.
-    pub device: DeviceId,
+pub struct DevicePlace {
+    /// Its memory.
+    pub pool: MemoryPool,
     /// Its threads.
     pub executor: ExecutorHandle,
     /// How many threads: the number of instances where the configuration names none.
     pub threads: usize,
 }
 
+impl DevicePlace {
+    /// Which device.
+    #[must_use]
+    pub fn device(&self) -> DeviceId {
+        self.pool.device()
+    }
+}
+
 /// What loading needs to know.
 pub struct Loader {
     /// Where models come from.
     pub repository: Arc<dyn ModelRepository>,
+    /// Where their files are kept on this machine.
+    pub files: Files,
     /// What runs them.
     pub backends: Arc<BackendRegistry>,
     /// Where they run, the default first; at least one.
-    pub devices: Vec<DeviceExecutor>,
+    pub devices: Vec<DevicePlace>,
     /// Requests that may wait for one model where its configuration does not say.
     pub queue_capacity: usize,
     /// What a configuration field outside the schema is.
     pub unknown_fields: UnknownFields,
+    /// Whether models stay after their requests, where they do not say.
+    pub retain: bool,
+    /// Where the work of loading runs: threads of a lower priority than those that answer.
+    pub loading: tokio::runtime::Handle,
+    /// Attributes the host's memory to loads.
+    pub meter: LoadMeter,
 }
 
-/// Why a load ended without a model.
+/// Why a load ended without a fresh copy of the model.
 pub(super) enum LoadError {
     /// It failed; `versions` are those that were to be loaded, as far as they were known.
     Failed { versions: Vec<Version>, error: Error },
     /// Nobody wanted it any more.
     Abandoned,
+    /// What answers is what the repository has.
+    Unchanged,
+    /// A prefetch ends on the disk where memory is full.
+    OnDisk,
+}
+
+impl From<Error> for LoadError {
+    fn from(error: Error) -> Self {
+        Self::Failed { versions: Vec::new(), error }
+    }
 }
 
 pub(super) type Versions = SmallVec<[Arc<LoadedVersion>; 1]>;
 
-/// Everything that is known before a runtime is asked.
-struct Plan {
-    name: Arc<str>,
-    tree: ModelTree,
-    config: ModelConfig,
-    backend: Arc<dyn Backend>,
-    place: DeviceExecutor,
-    queue_capacity: usize,
+/// A load that may use its memory.
+pub(super) struct Prepared {
+    began: Instant,
+    phases: Phases,
+    plan: Plan,
+    files: Found,
+    lease: MemoryLease,
+    estimated: bool,
+    given_config: bool,
+    _permit: LoadPermit,
 }
 
 impl Loader {
-    /// Loads `name`, with the repository's configuration or the given one. `wanted` is asked between steps.
+    /// Loads the slot's model, with the repository's configuration or the given one. Until its memory is booked a load
+    /// stops at once where nobody wants it any more, from then on between two versions; what is loaded is kept, and the
+    /// next caller finds it.
     pub(super) async fn load(
-        self: &Arc<Self>,
-        name: &Arc<str>,
+        &self,
+        manager: &ModelManager,
+        slot: &Slot,
+        flight: &Arc<Flight>,
         given: Option<ModelConfig>,
-        wanted: &(dyn Fn() -> bool + Sync),
-        permits: &Semaphore,
-    ) -> Result<Versions, LoadError> {
-        let began = Instant::now();
-        let failed = |versions: &[Version]| {
-            let versions = versions.to_vec();
-            move |error| LoadError::Failed { versions, error }
+    ) -> Result<(Resident, LastLoad), LoadError> {
+        let prepared = tokio::select! {
+            biased;
+            prepared = self.prepare(manager, slot, flight, given) => prepared?,
+            () = flight.deserted() => return Err(LoadError::Abandoned),
         };
-        let manifest = self.repository.resolve(name).await.map_err(failed(&[]))?;
-        let read = tokio::task::spawn_blocking(move || ModelTree::of(&manifest)).await;
-        let tree = read.unwrap_or_else(|panic| Err(panicked(panic))).map_err(failed(&[]))?;
-        let known = tree.versions.clone();
+        self.initialise(manager, &slot.name, flight, prepared).await
+    }
+
+    async fn prepare(
+        &self,
+        manager: &ModelManager,
+        slot: &Slot,
+        flight: &Arc<Flight>,
+        given: Option<ModelConfig>,
+    ) -> Result<Prepared, LoadError> {
+        let began = Instant::now();
+        let name = &slot.name;
+        let mut phases = Phases::default();
+        let given_config = given.is_some();
+        let unchanged = |fingerprint| {
+            let resident = slot.resident();
+            !given_config && resident.is_some_and(|old| old.fingerprint == fingerprint && !old.given_config)
+        };
+        let found = self.find(name, given.as_ref(), &mut phases, &unchanged).await?;
+        let Some(files) = found else { return Err(LoadError::Unchanged) };
+        let failed = |versions: Vec<Version>| move |error| LoadError::Failed { versions, error };
         let planned = {
-            let (loader, name) = (Arc::clone(self), Arc::clone(name));
-            tokio::task::spawn_blocking(move || loader.plan(&name, tree, given)).await
+            let (loader, name, tree) = (manager.clone(), Arc::clone(name), files.tree.clone());
+            self.loading.spawn_blocking(move || loader.0.loader.plan(&name, tree, given)).await
         };
         let planned = planned.unwrap_or_else(|panic| Err(panicked(panic)));
-        let (plan, versions) = planned.map_err(failed(&known))?;
-        // Many may look a name up at once; this many may load. Closed only with the process.
-        let _permit = permits.acquire().await;
-        let plan = Arc::new(plan);
-        let mut loaded = Versions::new();
-        for &version in &versions {
-            if !wanted() {
-                discard(loaded).await;
+        let mut plan = planned.map_err(failed(files.tree.versions.clone()))?;
+        plan.derived = files.derived();
+        let waited = Instant::now();
+        let permit = manager.0.gate.enter(flight).await;
+        let pool = &plan.place.pool;
+        let past = manager.0.history.lock().get(files.fingerprint, pool.device());
+        let past = past.or_else(|| files.past(pool.device()));
+        let need = need(past, plan.declared_bytes, plan.file_bytes);
+        let weight = Weight { bytes: need.bytes, seconds: past.map_or(0.0, |past| past.seconds) };
+        let beside = pool.entry(name).is_some();
+        let mut reserved = reserve(manager, pool, name, weight, beside, flight).await;
+        if let Err(RoomError::OldFirst) = reserved {
+            tracing::info!(model = %name, "no room for a copy beside the one that answers: that one goes first");
+            slot.drain_old(manager).await;
+            reserved = reserve(manager, pool, name, weight, false, flight).await;
+        }
+        let lease = reserved.map_err(|error| match error {
+            RoomError::Failed(error) => LoadError::Failed { versions: plan.versions.clone(), error },
+            RoomError::NotForPrefetch => LoadError::OnDisk,
+            RoomError::OldFirst => Error::internal("a copy that is gone is in the way").into(),
+        })?;
+        phases.wait = waited.elapsed();
+        let estimated = need.source != Source::Measured;
+        Ok(Prepared { began, phases, plan, files, lease, estimated, given_config, _permit: permit })
+    }
+
+    async fn initialise(
+        &self,
+        manager: &ModelManager,
+        name: &Name,
+        flight: &Flight,
+        prepared: Prepared,
+    ) -> Result<(Resident, LastLoad), LoadError> {
+        let Prepared { began, mut phases, plan, files, lease, estimated, given_config, _permit } = prepared;
+        let initialising = Instant::now();
+        let dismiss = (plan.retention == Retention::Transient).then(|| (Arc::clone(name), manager.0.dismissed.clone()));
+        let home = Arc::new(Home { uses: lease.pool().uses(name), dismiss });
+        let (plan, mut versions) = (Arc::new(plan), Versions::new());
+        let mut measured = Some(0_u64);
+        for &version in &plan.versions {
+            if !flight.is_wanted() {
+                self.discard(manager, versions, lease).await;
                 return Err(LoadError::Abandoned);
             }
-            let plan = Arc::clone(&plan);
-            let result = tokio::task::spawn_blocking(move || load_version(&plan, version, began)).await;
-            match result.unwrap_or_else(|panic| Err(panicked(panic))) {
-                Ok(version) => loaded.push(Arc::new(version)),
+            let loading = {
+                let (plan, home, meter) = (Arc::clone(&plan), Arc::clone(&home), self.meter.clone());
+                move || meter.measure(|| load_version(&plan, version, began, &home))
+            };
+            let result = self.loading.spawn_blocking(loading).await;
+            let (result, growth) = result.unwrap_or_else(|panic| (Err(panicked(panic)), None));
+            match result {
+                Ok(version) => versions.push(Arc::new(version)),
                 Err(error) => {
-                    discard(loaded).await;
-                    return Err(LoadError::Failed { versions, error });
+                    self.discard(manager, versions, lease).await;
+                    return Err(LoadError::Failed { versions: plan.versions.clone(), error });
                 }
             }
+            measured = measured.zip(growth).map(|(sum, growth)| sum.saturating_add(growth));
         }
-        // What is loaded is kept, whoever left meanwhile: the next caller finds it.
-        Ok(loaded)
-    }
-
-    fn plan(&self, name: &Arc<str>, tree: ModelTree, given: Option<ModelConfig>) -> Result<(Plan, Vec<Version>)> {
-        let mut config = match (given, &tree.config) {
-            (Some(config), _) => config,
-            (None, Some(text)) => {
-                let parsed = model_config::parse(text, self.unknown_fields)?;
-                for warning in &parsed.warnings {
-                    tracing::warn!(model = %name, "{warning}");
-                }
-                parsed.config
+        phases.initialise = initialising.elapsed();
+        let exact = versions.iter().all(|version| matches!(version.memory(), Some(ModelMemory::Exact(_))));
+        // Several loads at once cannot be told apart: what was known before stays.
+        let loaded_bytes = measured.unwrap_or_else(|| lease.bytes());
+        let keeps_files = versions.iter().any(|version| version.keeps_files());
+        let fingerprint = files.fingerprint;
+        let from = files.from;
+        let seconds = (phases.resolve + phases.initialise).as_secs_f64();
+        let resident = Resident {
+            versions,
+            home,
+            loaded_bytes,
+            exact,
+            fingerprint,
+            retention: plan.retention,
+            given_config,
+            files: Mutex::default(),
+            pool: lease.pool().clone(),
+            lease: Mutex::new(Some(lease)),
+        };
+        let bytes = resident.bytes_now();
+        if let Err(error) = manager.correct(name, &resident, bytes) {
+            let Resident { versions, lease, .. } = resident;
+            if let Some(lease) = lease.into_inner() {
+                self.discard(manager, versions, lease).await;
             }
-            (None, None) => ModelConfig::minimal(name, ""),
-        };
-        if config.backend.is_empty() {
-            let backend = guess_backend(&tree, &config).ok_or_else(|| {
-                Error::invalid(format!(
-                    "model '{name}' names no backend and has no model.onnx to tell it by: set `backend` in config.pbtxt"
-                ))
-            })?;
-            config.set_backend(backend);
+            return Err(LoadError::Failed { versions: plan.versions.clone(), error });
         }
-        config.set_name_if_empty(name);
-        let versions = choose_versions(&config.version_policy, &tree.versions);
-        if versions.is_empty() {
-            return Err(Error::invalid(format!(
-                "at least one version must be available under the version policy of model '{name}'"
-            )));
+        if let Some(lease) = &*resident.lease.lock() {
+            lease.ready(seconds, Instant::now());
         }
-        let backend = Arc::clone(self.backends.get(&config.backend)?);
-        for key in config.parameters.keys().filter(|key| !backend.known_parameters().contains(&key.as_str())) {
-            tracing::warn!(model = %name, "parameter '{key}' means nothing to the {} backend and has no effect", config.backend);
+        if exact || measured.is_some() || estimated {
+            let past = Past { bytes, seconds };
+            manager.0.history.lock().record(fingerprint, plan.place.device(), past);
+            files.remember(plan.place.device(), past);
         }
-        let place = self.place(name, &config)?;
-        let policy = config.dynamic_batching.as_ref().map(|batching| &batching.default_queue_policy);
-        let queue_capacity = match policy.map_or(0, |policy| policy.max_queue_size) {
-            0 => self.queue_capacity,
-            size => size as usize,
-        };
-        Ok((Plan { name: Arc::clone(name), tree, config, backend, place, queue_capacity }, versions))
+        *resident.files.lock() = files.keep(keeps_files);
+        let last = LastLoad { at: std::time::SystemTime::now(), from, phases, bytes };
+        Ok((resident, last))
     }
 
-    /// Where the model runs: on the default device, or on the CPU where its configuration says so.
-    fn place(&self, name: &str, config: &ModelConfig) -> Result<DeviceExecutor> {
-        let kind = config.instance_groups.first().map_or(InstanceKind::Auto, |group| group.kind);
-        let is_gpu = |place: &&DeviceExecutor| matches!(place.device, DeviceId::Gpu(_));
-        let is_cpu = |place: &&DeviceExecutor| place.device == DeviceId::Cpu;
-        let found = match kind {
-            InstanceKind::Cpu => self.devices.iter().find(is_cpu),
-            InstanceKind::Gpu => self.devices.iter().find(is_gpu).or_else(|| {
-                tracing::warn!(model = %name, "instance_group asks for a GPU and none is in use: running on the cpu");
-                self.devices.iter().find(is_cpu)
-            }),
-            InstanceKind::Auto | InstanceKind::Model => self.devices.first(),
-        };
-        found
-            .cloned()
-            .ok_or_else(|| Error::invalid(format!("model '{name}' asks for a device that --device does not allow")))
+    /// Frees what was loaded of a model that does not come to be: it comes as a whole or not at all.
+    async fn discard(&self, manager: &ModelManager, versions: Versions, lease: MemoryLease) {
+        let (trimmer, bytes) = (manager.0.trimmer.clone(), lease.bytes());
+        let freed = self.loading.spawn_blocking(move || {
+            drop(versions);
+            trimmer.freed(bytes);
+        });
+        // It is gone either way.
+        let _freed = freed.await;
+        drop(lease);
     }
 }
 
-/// Frees what was loaded of a model that does not come to be: it comes as a whole or not at all.
-async fn discard(loaded: Versions) {
-    // It is gone either way.
-    let _freed = tokio::task::spawn_blocking(move || drop(loaded)).await;
+impl ModelManager {
+    /// Books what a model was measured to hold; others leave where that is more than there is.
+    ///
+    /// # Errors
+    /// `OutOfDeviceMemory` where nobody may leave.
+    pub(super) fn correct(&self, name: &Name, resident: &Resident, bytes: u64) -> Result<()> {
+        let automatic = self.0.options.eviction == config::Eviction::Automatic;
+        let busy = |other: &Name| !automatic || other == name || self.is_busy(other);
+        let corrected = resident.lease.lock().as_mut().map(|lease| lease.correct(bytes, Instant::now(), &busy));
+        match corrected.unwrap_or_else(|| Ok(Eviction::default())) {
+            Ok(eviction) => {
+                self.evict(eviction.victims, EvictionReason::Overrun, Some(name));
+                Ok(())
+            }
+            Err(refusal) => {
+                let text = format!("model '{name}' holds {bytes} bytes once loaded, and there is no room for them");
+                Err(Error::new(ErrorKind::OutOfDeviceMemory, text).with_source(refusal).with_retryable(true))
+            }
+        }
+    }
 }
 
 fn panicked(panic: tokio::task::JoinError) -> Error {
     Error::internal("loading the model panicked").with_source(panic)
-}
-
-/// The backend that reads the model's file, where the configuration names none.
-#[must_use]
-pub fn guess_backend(tree: &ModelTree, config: &ModelConfig) -> Option<&'static str> {
-    let bare = tree.bare_file.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
-    if let Some(file) = bare {
-        return layout::backend_of(file);
-    }
-    if !config.default_model_filename.is_empty() {
-        return layout::backend_of(&config.default_model_filename);
-    }
-    let latest = tree.directory.join(tree.versions.last()?.to_string());
-    layout::MODEL_FILES.iter().find(|(file, _, _)| latest.join(file).exists()).map(|(_, _, backend)| *backend)
-}
-
-/// The versions of `available` (ascending) that a policy serves.
-#[must_use]
-pub fn choose_versions(policy: &VersionPolicy, available: &[Version]) -> Vec<Version> {
-    match policy {
-        VersionPolicy::All => available.to_vec(),
-        VersionPolicy::Latest(count) => {
-            let skip = available.len().saturating_sub(*count as usize);
-            available.get(skip..).unwrap_or_default().to_vec()
-        }
-        VersionPolicy::Specific(wanted) => {
-            available.iter().copied().filter(|version| wanted.contains(version)).collect()
-        }
-    }
-}
-
-/// Loads one version. Blocking.
-fn load_version(plan: &Plan, version: Version, began: Instant) -> Result<LoadedVersion> {
-    let directory = plan.tree.directory.clone();
-    let version_directory = match &plan.tree.bare_file {
-        Some(_) => directory.clone(),
-        None => directory.join(version.to_string()),
-    };
-    let files =
-        ModelFiles { directory, version_directory, version, model_file: plan.tree.bare_file.clone(), derived: None };
-    let model: Arc<dyn Model> = plan.backend.load(&files, &plan.config, plan.place.device)?.into();
-    let mut config = plan.config.clone();
-    let kind = match plan.place.device {
-        DeviceId::Cpu => InstanceKind::Cpu,
-        DeviceId::Gpu(_) => InstanceKind::Gpu,
-    };
-    let instances = config.instance_groups.iter().map(|group| group.count as usize).sum();
-    let instances = if instances == 0 { plan.place.threads.min(MAX_INSTANCES) } else { instances };
-    if instances > MAX_INSTANCES {
-        return Err(Error::invalid(format!(
-            "instance_group asks for {instances} instances, at most {MAX_INSTANCES} are made"
-        )));
-    }
-    config.complete(model.signature())?;
-    let count = u32::try_from(instances).unwrap_or(u32::MAX);
-    config.normalize(plan.backend.default_model_file(), kind, count)?;
-    // A bare file in the repository's root has the whole repository for its folder.
-    let folder = plan.tree.owns_directory.then_some(files.directory.as_path());
-    let (inputs, outputs, output_indexes) = describe(&config, model.signature(), folder)?;
-    let statistics = Arc::new(ModelStatistics::default());
-    let executor = plan.place.executor.clone();
-    let queue = ModelQueue::new(model, instances, plan.queue_capacity, executor, Arc::clone(&statistics))?;
-    Ok(LoadedVersion {
-        id: ModelId { name: Arc::clone(&plan.name), version },
-        default_timeout: config
-            .dynamic_batching
-            .as_ref()
-            .map_or(Duration::ZERO, |batching| batching.default_queue_policy.default_timeout),
-        max_batch_size: u64::from(config.max_batch_size),
-        config: Arc::new(config),
-        inputs,
-        outputs,
-        output_indexes,
-        device: plan.place.device,
-        queue,
-        statistics,
-        load_duration: began.elapsed(),
-        loaded_at: SystemTime::now(),
-        pins: PinCount::default(),
-    })
-}
-
-type Described = (Vec<TensorMetadata>, Vec<TensorMetadata>, SmallVec<[usize; 4]>);
-
-fn describe(config: &ModelConfig, signature: &RuntimeSignature, directory: Option<&Path>) -> Result<Described> {
-    let inputs = config
-        .inputs
-        .iter()
-        .map(|input| TensorMetadata {
-            name: input.name.as_str().into(),
-            data_type: input.data_type,
-            dims: config.metadata_dims(&input.dims),
-            reshape: input.reshape.clone(),
-            optional: input.optional || signature.optional_inputs.contains(&input.name),
-            labels: Vec::new(),
-        })
-        .collect();
-    let mut outputs = Vec::with_capacity(config.outputs.len());
-    let mut indexes = SmallVec::new();
-    for output in &config.outputs {
-        let index = signature.outputs.iter().position(|known| known.name == output.name);
-        indexes.push(index.ok_or_else(|| {
-            Error::invalid(format!("output '{}' of the configuration is not in the model", output.name))
-        })?);
-        outputs.push(TensorMetadata {
-            name: output.name.as_str().into(),
-            data_type: output.data_type,
-            dims: config.metadata_dims(&output.dims),
-            reshape: output.reshape.clone(),
-            optional: false,
-            labels: if output.label_filename.is_empty() {
-                Vec::new()
-            } else {
-                read_labels(directory, &output.label_filename)?
-            },
-        });
-    }
-    Ok((inputs, outputs, indexes))
-}
-
-/// The lines of a file of class names, which must lie in the model's folder, links followed.
-fn read_labels(folder: Option<&Path>, name: &str) -> Result<Vec<String>> {
-    let failed = |error: std::io::Error| {
-        let kind = if error.kind() == std::io::ErrorKind::NotFound {
-            ErrorKind::InvalidArgument
-        } else {
-            ErrorKind::RepositoryFailed
-        };
-        Error::new(kind, format!("cannot read label_filename '{name}'")).with_source(error)
-    };
-    let Some(folder) = folder else {
-        return Err(Error::invalid(format!("label_filename '{name}': a bare model file has no folder to look in")));
-    };
-    let folder = folder.canonicalize().map_err(failed)?;
-    let path = folder.join(name).canonicalize().map_err(failed)?;
-    if !path.starts_with(&folder) || !path.is_file() {
-        return Err(Error::invalid(format!("label_filename '{name}' is no file in the model's folder")));
-    }
-    let mut text = String::new();
-    let file = std::fs::File::open(&path).map_err(failed)?;
-    file.take(MAX_LABEL_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
-    if text.len() as u64 > MAX_LABEL_BYTES {
-        return Err(Error::too_large(format!("label_filename '{name}' is larger than {MAX_LABEL_BYTES} bytes")));
-    }
-    Ok(text.lines().map(str::to_owned).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_version_policy_chooses() {
-        let available = [1, 2, 5, 9];
-        assert_eq!(choose_versions(&VersionPolicy::Latest(2), &available), [5, 9]);
-        assert_eq!(choose_versions(&VersionPolicy::Latest(9), &available), available);
-        assert_eq!(choose_versions(&VersionPolicy::All, &available), available);
-        assert_eq!(choose_versions(&VersionPolicy::Specific(vec![9, 1, 4]), &available), [1, 9]);
-        assert!(choose_versions(&VersionPolicy::Latest(1), &[]).is_empty());
-    }
 }

@@ -4,26 +4,42 @@
 //! models beside each other; none of them waits or reads under a lock that a request takes. What is done to a model is
 //! done in `slot`; this file is the facade.
 
+mod assemble;
+pub mod files;
 mod flight;
+mod gate;
 pub mod handle;
+mod house;
 pub mod loader;
+pub mod need;
+pub mod plan;
 pub mod residency;
+mod room;
 mod slot;
 pub mod state;
+mod view;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::sync::Semaphore;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
 
 use self::flight::{Operation, Outcome};
+use self::gate::LoadGate;
 use self::handle::{ModelHandle, Resident};
 use self::loader::Loader;
-use self::slot::{Entered, Slot};
+use self::need::History;
+use self::residency::{EvictionReason, Tier};
+use self::slot::{Departure, Entered, Slot};
 use self::state::VersionStatus;
-use crate::config::ModelControl;
+use crate::cache::memory_pool::Name;
+use crate::cache::table::Victim;
+use crate::config::{Eviction, ModelControl};
+use crate::device::allocator::Trimmer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::{Deadline, Version};
 use crate::metrics::prometheus::ServerMetrics;
@@ -43,6 +59,26 @@ pub struct ManagerOptions {
     pub load_concurrency: usize,
     /// How long a failed load answers for the next requests.
     pub load_retry: Duration,
+    /// Who makes room.
+    pub eviction: Eviction,
+    /// How long a load waits for room.
+    pub room_wait: Duration,
+    /// How often models in memory are compared with the repository.
+    pub repository_poll: Option<Duration>,
+}
+
+impl Default for ManagerOptions {
+    /// What `roundhouse serve` does where it is told nothing.
+    fn default() -> Self {
+        Self {
+            control: ModelControl::OnDemand,
+            load_concurrency: 4,
+            load_retry: Duration::from_secs(1),
+            eviction: Eviction::Automatic,
+            room_wait: Duration::from_secs(10),
+            repository_poll: None,
+        }
+    }
 }
 
 /// The models in memory. Cheap to clone.
@@ -50,11 +86,18 @@ pub struct ManagerOptions {
 pub struct ModelManager(Arc<Shared>);
 
 struct Shared {
-    loader: Arc<Loader>,
+    loader: Loader,
     options: ManagerOptions,
     metrics: Arc<ServerMetrics>,
     models: ArcSwap<Snapshot>,
-    load_permits: Semaphore,
+    gate: LoadGate,
+    history: Mutex<History>,
+    trimmer: Trimmer,
+    /// Models that fell idle and are not to be kept.
+    dismissed: mpsc::UnboundedSender<Name>,
+    dismissals: Mutex<Option<mpsc::UnboundedReceiver<Name>>>,
+    /// Goes up with every change of what is where.
+    generation: AtomicU64,
 }
 
 /// A model as the repository index lists it.
@@ -70,12 +113,18 @@ impl ModelManager {
     /// A manager with nothing loaded.
     #[must_use]
     pub fn new(loader: Loader, options: ManagerOptions, metrics: Arc<ServerMetrics>) -> Self {
+        let (dismissed, dismissals) = mpsc::unbounded_channel();
         Self(Arc::new(Shared {
-            loader: Arc::new(loader),
+            loader,
             options,
             metrics,
             models: ArcSwap::from_pointee(Snapshot::new()),
-            load_permits: Semaphore::new(options.load_concurrency.max(1)),
+            gate: LoadGate::new(options.load_concurrency),
+            history: Mutex::default(),
+            trimmer: Trimmer::default(),
+            dismissed,
+            dismissals: Mutex::new(Some(dismissals)),
+            generation: AtomicU64::new(0),
         }))
     }
 
@@ -103,7 +152,8 @@ impl ModelManager {
         if let Some(handle) = self.resident(name, version)? {
             return Ok(handle);
         }
-        let waiting = self.acquire_absent(name, version);
+        self.0.metrics.lookup_miss();
+        let waiting = self.acquire_absent(name, version, deadline);
         match deadline {
             None => waiting.await,
             Some(deadline) => {
@@ -117,7 +167,12 @@ impl ModelManager {
         }
     }
 
-    async fn acquire_absent(&self, name: &str, version: Option<Version>) -> Result<ModelHandle> {
+    async fn acquire_absent(
+        &self,
+        name: &str,
+        version: Option<Version>,
+        deadline: Option<Deadline>,
+    ) -> Result<ModelHandle> {
         check_name(name)?;
         let began = Instant::now();
         loop {
@@ -146,14 +201,17 @@ impl ModelManager {
                     continue;
                 }
             };
+            waiter.flight().wanted_by(deadline.map(|deadline| deadline.instant()));
             match waiter.outcome().await? {
                 Outcome::Failed(error) => return Err(unavailable(name, error)),
                 Outcome::Absent => return Err(unknown(name, version)),
                 Outcome::Done | Outcome::Abandoned => {}
             }
             if let Some(handle) = slot.pin(version)? {
-                self.0.metrics.load_wait_seconds.record(began.elapsed().as_secs_f64());
-                return Ok(handle);
+                let waited = began.elapsed();
+                self.0.metrics.load_wait_seconds.record(waited.as_secs_f64());
+                let from = slot.story().last_load.map_or(Tier::Disk, |load| load.from);
+                return Ok(handle.after(from, waited));
             }
         }
     }
@@ -182,6 +240,7 @@ impl ModelManager {
             if leads {
                 self.start_load(&slot, waiter.flight(), config.clone());
             }
+            waiter.flight().wanted_by(None);
             waiter.flight().insist();
             match waiter.outcome().await? {
                 Outcome::Done if serves => return Ok(()),
@@ -201,15 +260,23 @@ impl ModelManager {
     /// `InvalidArgument` for what is no name.
     pub async fn unload(&self, name: &str) -> Result<()> {
         check_name(name)?;
+        self.unload_because(name, Departure::because(EvictionReason::Unload)).await
+    }
+
+    async fn unload_because(&self, name: &str, departure: Departure) -> Result<()> {
         loop {
             let Some(slot) = self.0.models.load().get(name).cloned() else { return Ok(()) };
             let waiter = match slot.enter(Operation::Unload) {
                 Entered::Lead(waiter) => {
+                    if !self.still_applies(&slot, &departure) {
+                        slot.leave_unstarted();
+                        return Ok(());
+                    }
                     let flight = Arc::clone(waiter.flight());
-                    let (manager, slot) = (self.clone(), Arc::clone(&slot));
+                    let (manager, slot, departure) = (self.clone(), Arc::clone(&slot), departure.clone());
                     drop(tokio::spawn(async move {
                         let _guard = slot.guard(&flight);
-                        slot.unload(&flight, &manager.0.metrics).await;
+                        slot.unload(&manager, &flight, &departure).await;
                         manager.forget_if_empty(&slot);
                     }));
                     waiter
@@ -223,6 +290,42 @@ impl ModelManager {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether what was decided still holds when its turn comes: the copy that was chosen to leave may be gone, and
+    /// another one there.
+    fn still_applies(&self, slot: &Slot, departure: &Departure) -> bool {
+        let Some(resident) = slot.resident() else { return departure.reason == EvictionReason::Unload };
+        match departure.reason {
+            EvictionReason::Unload | EvictionReason::Deleted => true,
+            EvictionReason::Room | EvictionReason::Overrun => resident.pool.is_leaving(&slot.name),
+            EvictionReason::Transient => resident.in_use() == 0 && !slot.is_pinned(),
+        }
+    }
+
+    /// Unloads a model without anybody waiting for it.
+    fn unload_soon(&self, name: &Name, departure: Departure) {
+        let (manager, name) = (self.clone(), Arc::clone(name));
+        drop(tokio::spawn(async move { manager.unload_because(&name, departure).await }));
+    }
+
+    /// Carries out what the book decided.
+    fn evict(&self, victims: Vec<Victim<Name>>, reason: EvictionReason, made_room_for: Option<&Name>) {
+        for victim in victims {
+            let age = Some((victim.age, victim.idle));
+            self.unload_soon(&victim.key, Departure { reason, made_room_for: made_room_for.cloned(), age });
+        }
+    }
+
+    /// Whether a model may not be evicted now: a request uses it, or something is being done to it.
+    fn is_busy(&self, name: &Name) -> bool {
+        let models = self.0.models.load();
+        let Some(slot) = models.get(name) else { return false };
+        slot.resident().is_some_and(|resident| resident.in_use() > 0) || slot.is_in_flight()
+    }
+
+    fn next_generation(&self) -> u64 {
+        self.0.generation.fetch_add(1, Ordering::AcqRel) + 1
     }
 
     /// The versions of one model that are in memory, if any is.
@@ -310,8 +413,7 @@ impl ModelManager {
         let (manager, slot, flight) = (self.clone(), Arc::clone(slot), Arc::clone(flight));
         drop(tokio::spawn(async move {
             let _guard = slot.guard(&flight);
-            let shared = &*manager.0;
-            slot.load(&flight, &shared.loader, config, &shared.load_permits, &shared.metrics).await;
+            slot.load(&manager, &flight, config).await;
             manager.forget_if_empty(&slot);
         }));
     }
@@ -323,6 +425,10 @@ fn unavailable(name: &str, error: Error) -> Error {
     match error.kind() {
         ErrorKind::InvalidArgument | ErrorKind::TooLarge | ErrorKind::NotFound | ErrorKind::AlreadyLoaded => {
             Error::not_ready(text).with_source(error).with_retryable(false)
+        }
+        // Away for now: what is in memory or on disk goes on answering.
+        ErrorKind::RepositoryFailed if error.is_retryable() => {
+            Error::not_ready(text).with_source(error).with_retryable(true)
         }
         _ => error.wrap(text),
     }

@@ -1,19 +1,20 @@
 //! One model's place: what of it is in memory, what is being done to it, what its versions' states are.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{RwLock, Semaphore};
+use tokio::sync::RwLock;
 
 use super::flight::{Flight, Operation, Outcome, Waiter};
 use super::handle::{ModelHandle, Resident};
-use super::loader::{LoadError, Loader};
+use super::loader::LoadError;
+use super::residency::{EvictionReason, LastEviction, LastLoad};
 use super::state::{ModelState, VersionStates, VersionStatus};
+use super::{ModelManager, Name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::Version;
-use crate::metrics::prometheus::ServerMetrics;
 use crate::model_config::ModelConfig;
 
 /// A model's place.
@@ -25,8 +26,48 @@ pub(super) struct Slot {
     departing: Arc<RwLock<()>>,
 }
 
+/// What a model has been through, for whoever asks.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Story {
+    pub(super) loads: u64,
+    pub(super) evictions: u64,
+    pub(super) last_load: Option<LastLoad>,
+    pub(super) last_eviction: Option<LastEviction>,
+}
+
+/// Why a model is unloaded.
+#[derive(Clone, Debug)]
+pub(super) struct Departure {
+    pub(super) reason: EvictionReason,
+    pub(super) made_room_for: Option<Name>,
+    /// How long it had been there and not been asked for, where the book decided.
+    pub(super) age: Option<(Duration, Duration)>,
+}
+
+impl Departure {
+    pub(super) const fn because(reason: EvictionReason) -> Self {
+        Self { reason, made_room_for: None, age: None }
+    }
+
+    /// The reason in the repository index.
+    const fn text(&self) -> &'static str {
+        match self.reason {
+            EvictionReason::Unload => "unloaded",
+            EvictionReason::Room | EvictionReason::Overrun => "evicted to make room",
+            EvictionReason::Transient => "unloaded: not to be retained",
+            EvictionReason::Deleted => "gone from the repository",
+        }
+    }
+}
+
 #[derive(Default)]
 struct Control {
+    /// None for a model that nothing ever happened to, which is most of them.
+    story: Option<Box<Story>>,
+    /// Asked never to be evicted.
+    pinned: bool,
+    /// The residency's generation in which something last changed here.
+    generation: u64,
     /// Whether the slot is out of the manager's map, or about to be: nothing begins in it any more.
     forgotten: bool,
     flight: Option<Arc<Flight>>,
@@ -74,6 +115,40 @@ impl Slot {
         self.control.lock().states.rows().to_vec()
     }
 
+    /// Whether something is being done to the model now.
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.control.lock().flight.is_some()
+    }
+
+    pub(super) fn is_pinned(&self) -> bool {
+        self.control.lock().pinned
+    }
+
+    pub(super) fn story(&self) -> Story {
+        self.control.lock().story.as_deref().cloned().unwrap_or_default()
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.control.lock().generation
+    }
+
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.control.lock().failed.as_ref().map(|(_, error)| error.clone())
+    }
+
+    /// Whether the model is never to be evicted; holds for copies to come as well.
+    pub(super) fn set_pinned(&self, pinned: bool, manager: &ModelManager) {
+        let resident = {
+            let mut control = self.control.lock();
+            control.pinned = pinned;
+            control.generation = manager.next_generation();
+            self.resident.load_full()
+        };
+        if let Some(resident) = resident {
+            resident.pool.set_pinned(&self.name, pinned);
+        }
+    }
+
     /// Joins the operation under way, or becomes the leader of a load, unless the model is in memory: whoever saw it
     /// absent before may have seen the time before a load that has ended.
     pub(super) fn enter_if_absent(&self, remember: Duration) -> Entered {
@@ -82,6 +157,13 @@ impl Slot {
             return Entered::Ready;
         }
         Self::enter_locked(control, Operation::Load, remember)
+    }
+
+    /// Pins in the book what was pinned by name.
+    fn repeat_pin(&self, resident: &Resident) {
+        if self.is_pinned() {
+            resident.pool.set_pinned(&self.name, true);
+        }
     }
 
     /// Joins the operation under way, or becomes the leader of a new one.
@@ -124,112 +206,198 @@ impl Slot {
     /// model into a slot that nobody finds.
     pub(super) fn forget_if_empty(&self) -> bool {
         let mut control = self.control.lock();
-        control.forgotten =
-            control.flight.is_none() && control.states.rows().is_empty() && self.resident.load().is_none();
+        control.forgotten = control.flight.is_none()
+            && control.states.rows().is_empty()
+            && !control.pinned
+            && self.resident.load().is_none();
         control.forgotten
     }
 
     /// Carries out a load as its leader. The slot may turn out to hold nothing worth knowing.
-    pub(super) async fn load(
-        &self,
-        flight: &Arc<Flight>,
-        loader: &Arc<Loader>,
-        config: Option<ModelConfig>,
-        permits: &Semaphore,
-        metrics: &ServerMetrics,
-    ) {
-        let began = Instant::now();
+    pub(super) async fn load(&self, manager: &ModelManager, flight: &Arc<Flight>, config: Option<ModelConfig>) {
+        let metrics = &manager.0.metrics;
         // A reload shows as Ready: the old copy answers on.
-        if self.resident.load().is_none() {
-            self.control.lock().states.loading();
-        }
-        let wanted = || flight.is_wanted();
-        flight.begin();
-        let loaded = loader.load(&self.name, config, &wanted, permits).await;
-        match loaded {
-            Ok(versions) => {
-                let numbers: Vec<_> = versions.iter().map(|loaded| loaded.id.version).collect();
-                let fresh = Arc::new(Resident { versions });
-                let departing = Arc::clone(&self.departing).read_owned().await;
-                let old = {
-                    let mut control = self.control.lock();
-                    control.states.loaded(&numbers);
-                    control.failed = None;
-                    control.flight = None;
-                    self.resident.swap(Some(fresh))
-                };
-                metrics.loads_ok.increment(1);
-                metrics.load_seconds.record(began.elapsed().as_secs_f64());
-                if old.is_none() {
-                    metrics.resident.increment(1.0);
-                }
-                tracing::info!(model = %self.name, versions = ?numbers, ms = millis(began), "model loaded");
-                flight.finish(Outcome::Done);
-                // The old copy ends when its last request does; only an unload has to wait for that.
-                if let Some(old) = old {
-                    drop(tokio::spawn(async move {
-                        dispose(&old).await;
-                        drop(departing);
-                    }));
-                }
+        {
+            let mut control = self.control.lock();
+            if self.resident.load().is_none() {
+                control.states.loading();
             }
-            Err(LoadError::Failed { versions, error }) => {
-                let absent = error.kind() == ErrorKind::NotFound && versions.is_empty();
-                if absent {
-                    metrics.loads_not_found.increment(1);
-                    tracing::debug!(model = %self.name, "no such model");
-                } else {
-                    metrics.loads_failed.increment(1);
-                    tracing::warn!(model = %self.name, kind = error.kind().code(), error = %error.report(), "load failed");
-                }
-                {
-                    let mut control = self.control.lock();
-                    let resident = self.resident.load().is_some();
-                    // Nothing is remembered of names that are not known to be models: anybody can make those up.
-                    let unknown = absent || (versions.is_empty() && error.kind() == ErrorKind::RepositoryFailed);
-                    if unknown && !resident {
-                        control.states = VersionStates::default();
-                    } else {
-                        control.states.failed(&versions, &error.report());
-                        control.failed = (!absent).then(|| (Instant::now(), error.clone()));
-                    }
-                    control.flight = None;
-                }
-                flight.finish(if absent { Outcome::Absent } else { Outcome::Failed(error) });
+            control.generation = manager.next_generation();
+        }
+        flight.begin();
+        let outcome = match manager.0.loader.load(manager, self, flight, config).await {
+            Ok((fresh, last)) => self.arrived(manager, fresh, last).await,
+            Err(LoadError::Failed { versions, error }) => self.failed(manager, &versions, error),
+            Err(LoadError::Unchanged) => {
+                tracing::debug!(model = %self.name, "what answers is what the repository has");
+                self.settle(manager);
+                Outcome::Done
+            }
+            Err(LoadError::OnDisk) => {
+                tracing::info!(model = %self.name, "prefetched to disk: there is no free memory for it");
+                self.settle(manager);
+                // Whoever joined asks again, and not as a prefetch.
+                Outcome::Abandoned
             }
             Err(LoadError::Abandoned) => {
                 metrics.loads_cancelled.increment(1);
                 tracing::info!(model = %self.name, "load abandoned: nobody waits for it any more");
-                let mut control = self.control.lock();
-                if self.resident.load().is_none() {
-                    control.states.abandoned();
-                }
-                control.flight = None;
-                drop(control);
-                flight.finish(Outcome::Abandoned);
+                self.settle(manager);
+                Outcome::Abandoned
             }
+        };
+        flight.finish(outcome);
+    }
+
+    /// A fresh copy answers from now on.
+    async fn arrived(&self, manager: &ModelManager, fresh: Resident, last: LastLoad) -> Outcome {
+        let metrics = &manager.0.metrics;
+        let numbers: Vec<_> = fresh.versions.iter().map(|loaded| loaded.id.version).collect();
+        self.repeat_pin(&fresh);
+        let fresh = Arc::new(fresh);
+        let departing = Arc::clone(&self.departing).read_owned().await;
+        let old = {
+            let mut control = self.control.lock();
+            control.states.loaded(&numbers);
+            control.failed = None;
+            control.flight = None;
+            control.generation = manager.next_generation();
+            let story = control.story.get_or_insert_default();
+            story.loads += 1;
+            story.last_load = Some(last);
+            self.resident.swap(Some(fresh))
+        };
+        metrics.loads_ok.increment(1);
+        metrics.load_seconds.record(last.phases.total().as_secs_f64());
+        metrics.load_source(last.from.name());
+        for (phase, duration) in last.phases.each() {
+            metrics.load_phase(phase, duration);
         }
+        if old.is_none() {
+            metrics.resident.increment(1.0);
+        }
+        tracing::info!(
+            model = %self.name,
+            versions = ?numbers,
+            from = last.from.name(),
+            ms = u64::try_from(last.phases.total().as_millis()).unwrap_or(u64::MAX),
+            bytes = last.bytes,
+            "model loaded"
+        );
+        // The old copy ends when its last request does; only an unload has to wait for that.
+        if let Some(old) = old {
+            let manager = manager.clone();
+            drop(tokio::spawn(async move {
+                dispose(&manager, old).await;
+                drop(departing);
+            }));
+        }
+        Outcome::Done
+    }
+
+    /// Nothing came of a load, for a reason to be remembered.
+    fn failed(&self, manager: &ModelManager, versions: &[Version], error: Error) -> Outcome {
+        let metrics = &manager.0.metrics;
+        let absent = error.kind() == ErrorKind::NotFound && versions.is_empty();
+        if absent {
+            metrics.loads_not_found.increment(1);
+            tracing::debug!(model = %self.name, "no such model");
+        } else {
+            metrics.loads_failed.increment(1);
+            tracing::warn!(model = %self.name, kind = error.kind().code(), error = %error.report(), "load failed");
+        }
+        let mut control = self.control.lock();
+        let resident = self.resident.load().is_some();
+        // Nothing is remembered of names that are not known to be models: anybody can make those up.
+        let unknown = absent || (versions.is_empty() && error.kind() == ErrorKind::RepositoryFailed);
+        if unknown && !resident {
+            control.states = VersionStates::default();
+        } else {
+            control.states.failed(versions, &error.report());
+            control.failed = (!absent).then(|| (Instant::now(), error.clone()));
+        }
+        control.flight = None;
+        control.generation = manager.next_generation();
+        drop(control);
+        if absent && resident {
+            // What is gone from the repository is gone here once its requests are answered.
+            manager.unload_soon(&self.name, Departure::because(EvictionReason::Deleted));
+        }
+        if absent { Outcome::Absent } else { Outcome::Failed(error) }
+    }
+
+    /// A load ended and changed nothing.
+    fn settle(&self, manager: &ModelManager) {
+        let mut control = self.control.lock();
+        if self.resident.load().is_none() {
+            control.states.abandoned();
+        }
+        control.flight = None;
+        control.generation = manager.next_generation();
+    }
+
+    /// Frees the copy that answers, in the middle of a load that has no room beside it.
+    pub(super) async fn drain_old(&self, manager: &ModelManager) {
+        let old = {
+            let mut control = self.control.lock();
+            control.states.all(ModelState::Loading, "");
+            self.resident.swap(None)
+        };
+        if let Some(old) = old {
+            dispose(manager, old).await;
+            manager.0.metrics.resident.decrement(1.0);
+        }
+        drop(self.departing.write().await);
     }
 
     /// Carries out an unload as its leader.
-    pub(super) async fn unload(&self, flight: &Arc<Flight>, metrics: &ServerMetrics) {
+    pub(super) async fn unload(&self, manager: &ModelManager, flight: &Arc<Flight>, departure: &Departure) {
+        let metrics = &manager.0.metrics;
         let old = {
             let mut control = self.control.lock();
             control.states.all(ModelState::Unloading, "");
             control.failed = None;
+            control.generation = manager.next_generation();
             self.resident.swap(None)
         };
-        if let Some(old) = &old {
-            dispose(old).await;
+        let had = old.is_some();
+        let mut last = None;
+        if let Some(old) = old {
+            let entry = old.pool.entry(&self.name);
+            let now = Instant::now();
+            let (age, idle) = departure.age.unwrap_or_else(|| {
+                entry.map_or_else(Default::default, |entry| {
+                    (now.saturating_duration_since(entry.since), now.saturating_duration_since(entry.last_use))
+                })
+            });
+            dispose(manager, old).await;
             drop(self.departing.write().await);
             metrics.unloads.increment(1);
             metrics.resident.decrement(1.0);
-            tracing::info!(model = %self.name, "model unloaded");
+            metrics.evicted("device", departure.reason.name(), age);
+            tracing::info!(model = %self.name, reason = departure.reason.name(), "model unloaded");
+            last = Some(LastEviction {
+                at: SystemTime::now(),
+                reason: departure.reason,
+                made_room_for: departure.made_room_for.as_deref().map(str::to_owned),
+                age,
+                idle,
+            });
         }
         {
             let mut control = self.control.lock();
-            control.states.all(ModelState::Unavailable, "unloaded");
+            if departure.reason == EvictionReason::Deleted {
+                control.states = VersionStates::default();
+            } else if had || departure.reason == EvictionReason::Unload {
+                control.states.all(ModelState::Unavailable, departure.text());
+            }
+            if let Some(last) = last {
+                let story = control.story.get_or_insert_default();
+                story.evictions += 1;
+                story.last_eviction = Some(last);
+            }
             control.flight = None;
+            control.generation = manager.next_generation();
         }
         flight.finish(Outcome::Done);
     }
@@ -258,13 +426,16 @@ impl Drop for FlightGuard {
     }
 }
 
-fn millis(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Frees all versions of a model that is out of its slot, once their last handles are gone.
-async fn dispose(resident: &Resident) {
+/// Frees all versions of a model that is out of its slot, once their last handles are gone; then its memory is given
+/// back, to the system and in the book.
+async fn dispose(manager: &ModelManager, resident: Arc<Resident>) {
     for version in resident.versions() {
-        Arc::clone(version).dispose().await;
+        Arc::clone(version).dispose(&manager.0.loader.loading).await;
     }
+    let bytes = resident.booked();
+    let trimmer = manager.0.trimmer.clone();
+    // It is freed; that the system has it as well is for the sake of others on the machine.
+    let _trimmed = manager.0.loader.loading.spawn_blocking(move || trimmer.freed(bytes)).await;
+    // The page of metrics or of residency may look at it yet: the bytes come back all the same.
+    resident.give_back();
 }

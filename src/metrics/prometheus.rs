@@ -92,6 +92,21 @@ impl ServerMetrics {
         })
     }
 
+    /// placeholder
+    pub fn lookup_miss(&self) {}
+    /// placeholder
+    pub fn lookup_hits(&self, _n: u64) {}
+    /// placeholder
+    pub fn load_source(&self, _from: &'static str) {}
+    /// placeholder
+    pub fn load_phase(&self, _phase: &'static str, _d: std::time::Duration) {}
+    /// placeholder
+    pub fn evicted(&self, _tier: &'static str, _reason: &'static str, _age: std::time::Duration) {}
+    /// placeholder
+    pub fn evictions_unlike_lru(&self, _n: usize) {}
+    /// placeholder
+    pub fn room_wait(&self, _d: std::time::Duration) {}
+
     /// Sets a gauge without labels, for what is read when the page is asked for.
     pub fn set(&self, family: Family, value: f64) {
         self.recorder.register_gauge(&Key::from_name(family.name), &METADATA).set(value);

@@ -136,11 +136,12 @@ fn tag(metadata: &Metadata) -> String {
     format!("{:x}-{:x}.{:x}", metadata.ino(), metadata.mtime(), metadata.mtime_nsec())
 }
 
-/// The files of a model's folder, links followed, by path.
+/// The files of a model's folder, links followed, by path; an empty folder as an object whose path ends in a slash.
 fn files_below(folder: &Path) -> Result<Vec<Object>> {
     let mut objects = Vec::new();
     let mut folders = vec![(folder.to_owned(), String::new(), 0)];
     while let Some((folder, prefix, depth)) = folders.pop() {
+        let before = objects.len() + folders.len();
         for entry in folder.read_dir().map_err(|error| unreadable(&folder, error))? {
             let path = entry.map_err(|error| unreadable(&folder, error))?.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
@@ -155,6 +156,10 @@ fn files_below(folder: &Path) -> Result<Vec<Object>> {
             if objects.len() > MAX_FILES {
                 return Err(Error::too_large(format!("a model's folder holds more than {MAX_FILES} files")));
             }
+        }
+        // A version without files is one all the same: some backends need none.
+        if objects.len() + folders.len() == before && !prefix.is_empty() {
+            objects.push(Object { path: prefix, size: 0, tag: String::new() });
         }
     }
     objects.sort_unstable_by(|one, other| one.path.cmp(&other.path));

@@ -19,7 +19,8 @@ pub enum Form {
 /// One file of a model, or the archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
-    /// Its path below the model's folder (`1/model.onnx`), or the file's own name (`resnet.tar.gz`).
+    /// Its path below the model's folder (`1/model.onnx`; `1/` for a local folder that is empty), or the file's own name
+    /// (`resnet.tar.gz`).
     pub path: String,
     /// In bytes.
     pub size: u64,

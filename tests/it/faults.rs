@@ -5,10 +5,14 @@ use std::time::{Duration, Instant};
 
 use roundhouse::backend::gated::{Gated, Step};
 use roundhouse::backend::registry::BackendRegistry;
+use roundhouse::cache::cost_aware::CostAware;
+use roundhouse::cache::memory_pool::MemoryPool;
 use roundhouse::config::ModelControl;
+use roundhouse::device::allocator::LoadMeter;
 use roundhouse::error::{Error, ErrorKind};
 use roundhouse::inference::{Deadline, DeviceId};
-use roundhouse::lifecycle::loader::{DeviceExecutor, Loader};
+use roundhouse::lifecycle::files::Files;
+use roundhouse::lifecycle::loader::{DevicePlace, Loader};
 use roundhouse::lifecycle::{ManagerOptions, ModelManager};
 use roundhouse::metrics::prometheus::ServerMetrics;
 use roundhouse::model_config::UnknownFields;
@@ -38,12 +42,21 @@ impl Scripted {
         let loader = Loader {
             repository: Arc::clone(&repository) as Arc<_>,
             backends: Arc::new(BackendRegistry::default().with(Arc::new(gated.clone()))),
-            devices: vec![DeviceExecutor { device: DeviceId::Cpu, executor: executor.handle(), threads: 1 }],
+            files: Files::default(),
+            devices: vec![DevicePlace {
+                pool: MemoryPool::new(DeviceId::Cpu, 1 << 30, Duration::ZERO, Box::new(CostAware::default())),
+                executor: executor.handle(),
+                threads: 1,
+            }],
+            retain: true,
+            loading: tokio::runtime::Handle::current(),
+            meter: LoadMeter::default(),
             queue_capacity: 8,
             unknown_fields: UnknownFields::Deny,
         };
         let metrics = Arc::new(ServerMetrics::new().unwrap());
-        let options = ManagerOptions { control, load_concurrency, load_retry: Duration::ZERO };
+        let options =
+            ManagerOptions { control, load_concurrency, load_retry: Duration::ZERO, ..ManagerOptions::default() };
         let manager = ModelManager::new(loader, options, Arc::clone(&metrics));
         Self { files, repository, gated, manager, metrics, _executor: executor }
     }
@@ -74,7 +87,7 @@ async fn a_repository_that_fails_is_the_answer_and_is_asked_again() {
         let down = Error::new(ErrorKind::RepositoryFailed, "the network is down");
         scripted.repository.next_resolve("a", Fault::Error(down));
         let error = scripted.manager.acquire("a", None, soon(60_000)).await.err().unwrap();
-        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::RepositoryFailed, true));
+        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::NotReady, true), "503 with Retry-After");
         assert_eq!(error.report(), "model 'a' cannot be loaded: the network is down");
     }
     assert!(scripted.manager.acquire("a", None, soon(60_000)).await.is_ok());

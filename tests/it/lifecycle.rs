@@ -165,6 +165,7 @@ async fn a_reload_under_load_fails_no_request_and_drops_the_old_copy() {
     let hammer = Hammer::start(&server, "a", 8).await;
     hammer.go_on(50).await;
     for round in 2..12 {
+        server.repository.touch("a");
         server.ask(&load("a")).await.expect(200);
         assert_eq!(server.gated.counts("a").loads_ended, round);
         hammer.go_on(50).await;
@@ -195,14 +196,39 @@ async fn a_reload_that_fails_leaves_the_old_copy_answering() {
     let server = TestServer::start(Repository::gated(&["a"])).await;
     server.ask(&load("a")).await.expect(200);
     for fault in [Fault::Error(Error::internal("torn")), Fault::Panic("torn")] {
+        server.repository.touch("a");
         server.gated.fail_next("a", Step::Load, fault);
         server.ask(&load("a")).await.expect(500);
         assert_eq!(server.ask(&infer("a", 3)).await.tag(), 3);
         assert_eq!(server.state("a").await, "READY");
     }
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_load_of_what_is_loaded_and_unchanged_loads_nothing() {
+    let server = TestServer::start(Repository::gated(&["a"])).await;
+    server.ask(&load("a")).await.expect(200);
+    server.ask(&load("a")).await.expect(200);
+    assert_eq!(server.gated.counts("a").loads_begun, 1);
+    server.repository.touch("a");
+    server.ask(&load("a")).await.expect(200);
+    assert_eq!(server.gated.counts("a").loads_begun, 2);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_model_that_is_gone_from_the_repository_leaves_once_that_is_seen() {
+    let server = TestServer::start(Repository::gated(&["a"])).await;
+    server.gated.close("a", Step::Execute);
+    let mut running = server.send(&infer("a", 1)).await;
+    server.until("a", |counts| counts.executions_begun == 1).await;
     server.repository.remove("a");
     server.ask(&load("a")).await.expect(404);
-    assert_eq!(server.ask(&infer("a", 4)).await.tag(), 4);
+    server.gated.open("a", Step::Execute);
+    assert_eq!(running.receive().await.tag(), 1, "its requests are answered");
+    eventually("the copy is gone", || server.gated.alive() == 0).await;
+    server.ask(&infer("a", 2)).await.expect(404);
     server.finish().await;
 }
 
@@ -231,6 +257,7 @@ async fn an_old_copy_that_still_runs_keeps_no_other_model_from_loading() {
     server.gated.close("a", Step::Execute);
     let mut old = server.send(&infer("a", 1)).await;
     server.until("a", |counts| counts.executions_begun == 1).await;
+    server.repository.touch("a");
     server.ask(&load("a")).await.expect(200);
     // Every thread but one is free, and so should be the one load.
     assert_eq!(server.ask(&infer("b", 2).header("x-request-timeout-ms", 20_000)).await.tag(), 2);
@@ -245,6 +272,7 @@ async fn an_unload_after_a_reload_waits_for_the_old_copy_too() {
     server.gated.close("a", Step::Execute);
     let mut old = server.send(&infer("a", 1)).await;
     server.until("a", |counts| counts.executions_begun == 1).await;
+    server.repository.touch("a");
     server.ask(&load("a")).await.expect(200);
     let mut unloading = server.send(&unload("a")).await;
     eventually("the new copy is gone", || server.gated.counts("a").live_models == 1).await;

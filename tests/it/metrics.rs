@@ -96,6 +96,7 @@ async fn loads_and_unloads_are_counted_by_how_they_ended() {
     repository.add_version("c", 2);
     let server = TestServer::start(repository).await;
     server.ask(&infer("a", 1)).await.expect(200);
+    server.repository.touch("a");
     server.ask(&load("a")).await.expect(200);
     server.gated.fail_next("b", Step::Load, Fault::Error(Error::internal("torn")));
     server.ask(&infer("b", 1)).await.expect(500);

@@ -49,6 +49,15 @@ impl Repository {
     }
 
     /// Removes a model.
+    /// Writes a model's configuration anew, as it is: what is loaded next is another content.
+    pub(crate) fn touch(&self, name: &str) {
+        let file = self.path().join(name).join("config.pbtxt");
+        let text = std::fs::read(&file).unwrap();
+        let fresh = file.with_extension("fresh");
+        std::fs::write(&fresh, text).unwrap();
+        std::fs::rename(&fresh, &file).unwrap();
+    }
+
     pub(crate) fn remove(&self, name: &str) {
         std::fs::remove_dir_all(self.path().join(name)).unwrap();
     }

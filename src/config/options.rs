@@ -1,0 +1,207 @@
+//! What `roundhouse serve` can be told, with its help texts.
+
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::amount::{Amount, MemoryLimit};
+use super::{DeviceChoice, Eviction, EvictionRule, LogFormat, ModelControl, UnknownConfigFields};
+
+/// What `roundhouse serve` is told, by flags, environment or file; `None` where nothing was said.
+///
+/// The help texts are written for operators: what it is, what it is when not given, when to change it.
+#[derive(Clone, Debug, Default, clap::Args, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ServeOptions {
+    /// A TOML file with any of these options by their long names; flags and environment win over it.
+    #[arg(long, value_name = "FILE", env = "ROUNDHOUSE_CONFIG")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+
+    /// Where the models are: a folder in Triton's layout, s3://BUCKET/PREFIX, or s3://http://HOST:PORT/BUCKET/PREFIX for
+    /// another store that speaks S3.
+    #[arg(long, value_name = "URI", env = "ROUNDHOUSE_MODEL_REPOSITORY", help_heading = "Models")]
+    pub model_repository: Option<String>,
+
+    /// When models are loaded: by the first request, only explicitly, or all at start. [default: on-demand]
+    #[arg(long, value_enum, env = "ROUNDHOUSE_MODEL_CONTROL", help_heading = "Models")]
+    pub model_control: Option<ModelControl>,
+
+    /// A model to load at start; may be repeated, `*` stands for all.
+    #[arg(long, value_name = "NAME", env = "ROUNDHOUSE_LOAD_MODEL", value_delimiter = ',', help_heading = "Models")]
+    pub load_model: Option<Vec<String>>,
+
+    /// What a config.pbtxt field outside the schema is: an error, or a warning. [default: error]
+    #[arg(long, value_enum, env = "ROUNDHOUSE_UNKNOWN_CONFIG_FIELDS", help_heading = "Models")]
+    pub unknown_config_fields: Option<UnknownConfigFields>,
+
+    /// How many models are loaded at the same time. [default: 4]
+    #[arg(long, value_name = "N", env = "ROUNDHOUSE_LOAD_CONCURRENCY", help_heading = "Models")]
+    pub load_concurrency: Option<NonZeroUsize>,
+
+    /// How long a failed load is remembered before a request tries it again, in milliseconds; an explicit load always
+    /// tries. [default: 1000]
+    #[arg(long, value_name = "MS", env = "ROUNDHOUSE_LOAD_RETRY_MS", help_heading = "Models")]
+    pub load_retry_ms: Option<u64>,
+
+    /// How often models in memory are compared with the repository, in seconds: changed ones are swapped, deleted ones
+    /// unloaded; 0 for never. [default: 0]
+    #[arg(long, value_name = "S", env = "ROUNDHOUSE_REPOSITORY_POLL_S", help_heading = "Models")]
+    pub repository_poll_s: Option<u64>,
+
+    /// Whether a model stays in memory after its requests; false unloads it at once (SageMaker's ModelCacheSetting
+    /// Disabled). A model's own parameter `retain` wins. [default: true]
+    #[arg(long, value_name = "BOOL", env = "ROUNDHOUSE_RETAIN", help_heading = "Models")]
+    pub retain: Option<bool>,
+
+    /// A model to load at start and never to evict; may be repeated.
+    #[arg(long, value_name = "NAME", env = "ROUNDHOUSE_PIN_MODEL", value_delimiter = ',', help_heading = "Models")]
+    pub pin_model: Option<Vec<String>>,
+
+    /// A model to bring to this machine's disk after the start, and to memory while there is room; may be repeated.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "ROUNDHOUSE_PREFETCH_MODEL",
+        value_delimiter = ',',
+        help_heading = "Models"
+    )]
+    pub prefetch_model: Option<Vec<String>>,
+
+    /// The folder on a fast disk that models are fetched to; one server a folder.
+    /// [default: roundhouse/models on the first NVMe mount, else in ~/.cache]
+    #[arg(long, value_name = "DIR", env = "ROUNDHOUSE_CACHE_DIR", help_heading = "Cache and memory")]
+    pub cache_dir: Option<PathBuf>,
+
+    /// How much of the disk the cache may take: bytes, a size such as 200GiB, or a fraction of what is free at start.
+    /// [default: 0.8]
+    #[arg(long, value_name = "SIZE", env = "ROUNDHOUSE_CACHE_CAPACITY", help_heading = "Cache and memory")]
+    pub cache_capacity: Option<Amount>,
+
+    /// How much of a device's memory models may take, as DEVICE=SIZE: cpu=16GiB, gpu:0=0.8 (of what is free at start).
+    /// [default: 0.9 of what is free at start]
+    #[arg(
+        long,
+        value_name = "DEVICE=SIZE",
+        env = "ROUNDHOUSE_MEMORY_LIMIT",
+        value_delimiter = ',',
+        help_heading = "Cache and memory"
+    )]
+    pub memory_limit: Option<Vec<MemoryLimit>>,
+
+    /// Who makes room: the server (automatic), or whoever operates it (external): then a load without room fails.
+    /// [default: automatic]
+    #[arg(long, value_enum, env = "ROUNDHOUSE_EVICTION", help_heading = "Cache and memory")]
+    pub eviction: Option<Eviction>,
+
+    /// Which models go first: those that save the least loading for their bytes, or the least recently used.
+    /// [default: cost-aware]
+    #[arg(long, value_enum, env = "ROUNDHOUSE_EVICTION_POLICY", help_heading = "Cache and memory")]
+    pub eviction_policy: Option<EvictionRule>,
+
+    /// How long a model stays at least, in milliseconds, before it may be evicted. [default: 100]
+    #[arg(long, value_name = "MS", env = "ROUNDHOUSE_MIN_RESIDENCY_MS", help_heading = "Cache and memory")]
+    pub min_residency_ms: Option<u64>,
+
+    /// How long a load waits for room that others are using, in milliseconds, before it fails. [default: 10000]
+    #[arg(long, value_name = "MS", env = "ROUNDHOUSE_ROOM_WAIT_MS", help_heading = "Cache and memory")]
+    pub room_wait_ms: Option<u64>,
+
+    /// How many models are fetched at the same time. [default: 8]
+    #[arg(long, value_name = "N", env = "ROUNDHOUSE_FETCH_CONCURRENCY", help_heading = "Fetching")]
+    pub fetch_concurrency: Option<NonZeroUsize>,
+
+    /// How many ranges of objects are fetched at the same time, over all models. [default: 16]
+    #[arg(long, value_name = "N", env = "ROUNDHOUSE_FETCH_PARTS", help_heading = "Fetching")]
+    pub fetch_parts: Option<NonZeroUsize>,
+
+    /// How long a part of an object may take, in milliseconds, before it is asked for anew. [default: 30000]
+    #[arg(long, value_name = "MS", env = "ROUNDHOUSE_FETCH_TIMEOUT_MS", help_heading = "Fetching")]
+    pub fetch_timeout_ms: Option<u64>,
+
+    /// Read S3 without credentials: public buckets. [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", env = "ROUNDHOUSE_S3_ANONYMOUS", help_heading = "Fetching")]
+    pub s3_anonymous: Option<bool>,
+
+    /// The bucket's region. [default: as AWS_REGION or the profile says]
+    #[arg(long, value_name = "REGION", env = "ROUNDHOUSE_S3_REGION", help_heading = "Fetching")]
+    pub s3_region: Option<String>,
+
+    /// The store's URL, where it is not AWS. [default: as in --model-repository, or AWS_ENDPOINT_URL]
+    #[arg(long, value_name = "URL", env = "ROUNDHOUSE_S3_ENDPOINT", help_heading = "Fetching")]
+    pub s3_endpoint: Option<String>,
+
+    /// Whether the bucket is written in the path and not in the host's name. [default: true with an endpoint]
+    #[arg(long, value_name = "BOOL", env = "ROUNDHOUSE_S3_PATH_STYLE", help_heading = "Fetching")]
+    pub s3_path_style: Option<bool>,
+
+    /// The address to listen on. [default: 127.0.0.1]
+    #[arg(long, value_name = "IP", env = "ROUNDHOUSE_ADDRESS", help_heading = "Listening")]
+    pub address: Option<IpAddr>,
+
+    /// The port of KServe v2 HTTP; 0 takes any free one. [default: 8000]
+    #[arg(long, value_name = "PORT", env = "ROUNDHOUSE_HTTP_PORT", help_heading = "Listening")]
+    pub http_port: Option<u16>,
+
+    /// The port of Prometheus metrics; 0 takes any free one. [default: 8002]
+    #[arg(long, value_name = "PORT", env = "ROUNDHOUSE_METRICS_PORT", help_heading = "Listening")]
+    pub metrics_port: Option<u16>,
+
+    /// A file that is written once everything listens: {"http": "IP:PORT", "metrics": "IP:PORT"}.
+    #[arg(long, value_name = "FILE", env = "ROUNDHOUSE_PORT_FILE", help_heading = "Listening")]
+    pub port_file: Option<PathBuf>,
+
+    /// Where models run: auto, cpu, gpu:N; several with commas. [default: auto]
+    #[arg(long, value_name = "DEVICE", env = "ROUNDHOUSE_DEVICE", value_delimiter = ',', help_heading = "Running")]
+    pub device: Option<Vec<DeviceChoice>>,
+
+    /// Threads that execute models on the CPU. [default: one a core]
+    #[arg(long, value_name = "N", env = "ROUNDHOUSE_EXECUTOR_THREADS", help_heading = "Running")]
+    pub executor_threads: Option<NonZeroUsize>,
+
+    /// Threads that serve connections. [default: one a core]
+    #[arg(long, value_name = "N", env = "ROUNDHOUSE_IO_THREADS", help_heading = "Running")]
+    pub io_threads: Option<NonZeroUsize>,
+
+    /// The libonnxruntime.so to load. [default: what `roundhouse runtime install onnxruntime` installed]
+    #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", help_heading = "Running")]
+    pub onnxruntime_library: Option<PathBuf>,
+
+    /// Where runtimes are installed. [default: ~/.cache/roundhouse/runtime]
+    #[arg(long, value_name = "DIR", env = "ROUNDHOUSE_RUNTIME_DIR", help_heading = "Running")]
+    pub runtime_dir: Option<PathBuf>,
+
+    /// Requests that may wait for one model; a full queue answers 429. [default: 1024]
+    #[arg(long, value_name = "N", env = "ROUNDHOUSE_QUEUE_CAPACITY", help_heading = "Limits")]
+    pub queue_capacity: Option<NonZeroUsize>,
+
+    /// How long a request may take, its model's load included, unless it says less; 0 for ever. [default: 60000]
+    #[arg(long, value_name = "MS", env = "ROUNDHOUSE_REQUEST_TIMEOUT_MS", help_heading = "Limits")]
+    pub request_timeout_ms: Option<u64>,
+
+    /// The largest JSON in a request or after decompression, in bytes. [default: 67108864]
+    #[arg(long, value_name = "BYTES", env = "ROUNDHOUSE_MAX_JSON_BYTES", help_heading = "Limits")]
+    pub max_json_bytes: Option<usize>,
+
+    /// The largest request body, in bytes. [default: 1073741824]
+    #[arg(long, value_name = "BYTES", env = "ROUNDHOUSE_MAX_BODY_BYTES", help_heading = "Limits")]
+    pub max_body_bytes: Option<usize>,
+
+    /// The most connections at a time; more wait to be accepted. [default: 8192]
+    #[arg(long, value_name = "N", env = "ROUNDHOUSE_MAX_CONNECTIONS", help_heading = "Limits")]
+    pub max_connections: Option<NonZeroUsize>,
+
+    /// How long requests in flight may take to finish after SIGTERM, in seconds. [default: 30]
+    #[arg(long, value_name = "S", env = "ROUNDHOUSE_DRAIN_GRACE_S", help_heading = "Limits")]
+    pub drain_grace_s: Option<u64>,
+
+    /// What is logged: error, warn, info, debug, trace, or a tracing filter. [default: info]
+    #[arg(long, value_name = "FILTER", env = "ROUNDHOUSE_LOG", help_heading = "Logging")]
+    pub log: Option<String>,
+
+    /// Text or JSON log lines. [default: auto]
+    #[arg(long, value_enum, env = "ROUNDHOUSE_LOG_FORMAT", help_heading = "Logging")]
+    pub log_format: Option<LogFormat>,
+}

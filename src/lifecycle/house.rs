@@ -1,0 +1,165 @@
+//! What is done without being asked: uses are counted, bytes measured again, models dismissed, the repository polled.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream;
+
+use super::flight::Operation;
+use super::residency::EvictionReason;
+use super::slot::{Departure, Entered};
+use super::{ModelManager, Name};
+use crate::error::{ErrorKind, Result};
+use crate::repository::check_name;
+
+/// How often uses are counted and bytes measured again.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Models asked for at a time by a poll.
+const POLLS: usize = 4;
+
+impl ModelManager {
+    /// Keeps house until the future is dropped.
+    pub async fn keep_house(&self) {
+        let Some(mut dismissals) = self.0.dismissals.lock().take() else { return };
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let poll = self.0.options.repository_poll;
+        let mut poll_at = poll.map(|period| tokio::time::Instant::now() + period);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {
+                    self.count();
+                    if poll_at.is_some_and(|at| at <= tokio::time::Instant::now()) {
+                        self.poll().await;
+                        poll_at = poll.map(|period| tokio::time::Instant::now() + period);
+                    }
+                }
+                name = dismissals.recv() => {
+                    if let Some(name) = name {
+                        self.unload_soon(&name, Departure::because(EvictionReason::Transient));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Counts uses, and books what the models that were used hold by now.
+    fn count(&self) {
+        let now = Instant::now();
+        let hits: u64 = self.0.loader.devices.iter().map(|place| place.pool.count_uses(now)).sum();
+        self.0.metrics.lookup_hits(hits);
+        if hits == 0 {
+            return;
+        }
+        for slot in self.0.models.load().values() {
+            let Some(resident) = slot.resident() else { continue };
+            let bytes = resident.bytes_now();
+            // Small changes are not worth a line in the book.
+            if bytes.abs_diff(resident.booked()) > resident.booked() / 64
+                && let Err(error) = self.correct(&slot.name, &resident, bytes)
+            {
+                tracing::warn!(model = %slot.name, error = %error.report(), "over the memory limit, and nobody may leave now");
+            }
+        }
+    }
+
+    /// Compares every model in memory with the repository: changed ones are loaded anew, deleted ones unloaded.
+    async fn poll(&self) {
+        let names: Vec<Name> = {
+            let models = self.0.models.load();
+            models.iter().filter(|(_, slot)| slot.resident().is_some()).map(|(name, _)| Arc::clone(name)).collect()
+        };
+        stream::iter(names)
+            .for_each_concurrent(POLLS, |name| async move {
+                // A load that finds nothing new changes nothing; the load itself says how it ended.
+                if let Err(error) = self.refresh(&name).await
+                    && error.kind() != ErrorKind::NotFound
+                {
+                    tracing::debug!(model = %name, error = %error.report(), "poll failed");
+                }
+            })
+            .await;
+    }
+
+    /// Looks whether the repository has something else than what is in memory.
+    async fn refresh(&self, name: &Name) -> Result<()> {
+        let Some(resident) = self.resident_model(name) else { return Ok(()) };
+        let unchanged = match self.0.loader.repository.resolve(name).await {
+            Ok(manifest) => manifest.fingerprint() == resident.fingerprint,
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        };
+        if unchanged || resident.given_config { Ok(()) } else { self.load(name, None).await }
+    }
+
+    /// Brings a model to this machine's disk, and to memory if there is room that nobody else has. Returns when that is
+    /// done.
+    ///
+    /// # Errors
+    /// The load's error.
+    pub async fn prefetch(&self, name: &str) -> Result<()> {
+        check_name(name)?;
+        loop {
+            if self.resident_model(name).is_some() {
+                return Ok(());
+            }
+            let slot = self.slot(name);
+            let waiter = match slot.enter(Operation::Load) {
+                Entered::Lead(waiter) => {
+                    self.start_load(&slot, waiter.flight(), None);
+                    waiter
+                }
+                Entered::Wait(waiter) => waiter,
+                Entered::FailedLately(error) => return Err(error),
+                Entered::Ready => return Ok(()),
+                Entered::Forgotten => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+            };
+            let operation = waiter.flight().operation;
+            match waiter.outcome().await? {
+                super::Outcome::Failed(error) => return Err(error.wrap(format!("model '{name}' cannot be fetched"))),
+                super::Outcome::Absent => return Err(super::unknown(name, None)),
+                // A prefetch that ended on the disk has done its work.
+                super::Outcome::Done | super::Outcome::Abandoned if operation == Operation::Load => return Ok(()),
+                super::Outcome::Done | super::Outcome::Abandoned => {}
+            }
+        }
+    }
+
+    /// Loads a model and keeps it for good.
+    ///
+    /// # Errors
+    /// The load's error; then it is not pinned.
+    pub async fn pin(&self, name: &str) -> Result<()> {
+        loop {
+            if self.resident_model(name).is_none() {
+                self.load(name, None).await?;
+            }
+            let slot = self.slot(name);
+            slot.set_pinned(true, self);
+            // Evicted between the two: a pinned one is not, so this ends.
+            if slot.resident().is_some_and(|resident| !resident.pool.is_leaving(&slot.name)) {
+                return Ok(());
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Lets a model be evicted again.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what is no name.
+    pub fn unpin(&self, name: &str) -> Result<()> {
+        check_name(name)?;
+        let slot = self.0.models.load().get(name).cloned();
+        if let Some(slot) = slot {
+            slot.set_pinned(false, self);
+            self.forget_if_empty(&slot);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,214 @@
+//! What is to be loaded, and how: decided from the files and the configuration before a runtime is asked.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::loader::{DevicePlace, Loader};
+use super::residency::Retention;
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::inference::{DeviceId, Version};
+use crate::model_config::{self, InstanceKind, ModelConfig, VersionPolicy};
+use crate::repository::layout;
+use crate::repository::tree::ModelTree;
+
+/// Parameters of a model that mean something to the server, whatever its backend.
+const KNOWN_PARAMETERS: [&str; 2] = [RETAIN, MEMORY_BYTES];
+
+/// `false`: the model leaves when its requests are answered.
+const RETAIN: &str = "retain";
+
+/// What the model needs on its device, where its owner knows better than its files.
+const MEMORY_BYTES: &str = "memory_bytes";
+
+/// Everything that is known before a runtime is asked.
+pub(super) struct Plan {
+    pub(super) name: Arc<str>,
+    pub(super) tree: ModelTree,
+    pub(super) config: ModelConfig,
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) place: DevicePlace,
+    pub(super) queue_capacity: usize,
+    pub(super) versions: Vec<Version>,
+    pub(super) retention: Retention,
+    /// What the configuration declares it to need, in bytes.
+    pub(super) declared_bytes: Option<u64>,
+    /// The bytes of the files that are loaded.
+    pub(super) file_bytes: u64,
+    /// Where the backend may keep what it made of the files.
+    pub(super) derived: Option<std::path::PathBuf>,
+}
+
+impl Loader {
+    /// Reads the configuration, chooses backend, versions and device. Blocking.
+    pub(super) fn plan(&self, name: &Arc<str>, tree: ModelTree, given: Option<ModelConfig>) -> Result<Plan> {
+        let mut config = match (given, &tree.config) {
+            (Some(config), _) => config,
+            (None, Some(text)) => {
+                let parsed = model_config::parse(text, self.unknown_fields)?;
+                for warning in &parsed.warnings {
+                    tracing::warn!(model = %name, "{warning}");
+                }
+                parsed.config
+            }
+            (None, None) => ModelConfig::minimal(name, ""),
+        };
+        if config.backend.is_empty() {
+            let backend = guess_backend(&tree, &config).ok_or_else(|| {
+                Error::invalid(format!(
+                    "model '{name}' names no backend and has no model.onnx to tell it by: set `backend` in config.pbtxt"
+                ))
+            })?;
+            config.set_backend(backend);
+        }
+        config.set_name_if_empty(name);
+        let versions = choose_versions(&config.version_policy, &tree.versions);
+        if versions.is_empty() {
+            return Err(Error::invalid(format!(
+                "at least one version must be available under the version policy of model '{name}'"
+            )));
+        }
+        let backend = Arc::clone(self.backends.get(&config.backend)?);
+        let is_known = |key: &str| backend.known_parameters().contains(&key) || KNOWN_PARAMETERS.contains(&key);
+        for key in config.parameters.keys().filter(|key| !is_known(key)) {
+            tracing::warn!(model = %name, "parameter '{key}' means nothing to the {} backend and has no effect", config.backend);
+        }
+        let place = self.place(name, &config)?;
+        let policy = config.dynamic_batching.as_ref().map(|batching| &batching.default_queue_policy);
+        let queue_capacity = match policy.map_or(0, |policy| policy.max_queue_size) {
+            0 => self.queue_capacity,
+            size => size as usize,
+        };
+        let retain = parameter(&config, RETAIN, "true or false", |text| text.parse().ok())?.unwrap_or(self.retain);
+        let retention = if retain { Retention::Cached } else { Retention::Transient };
+        let declared_bytes = parameter(&config, MEMORY_BYTES, "a number of bytes", |text| text.parse().ok())?;
+        let file_bytes = match &tree.bare_file {
+            Some(file) => file.metadata().map_or(0, |metadata| metadata.len()),
+            None => versions.iter().map(|version| bytes_below(&tree.directory.join(version.to_string()), 4)).sum(),
+        };
+        Ok(Plan {
+            name: Arc::clone(name),
+            tree,
+            config,
+            backend,
+            place,
+            queue_capacity,
+            versions,
+            retention,
+            declared_bytes,
+            file_bytes,
+            derived: None,
+        })
+    }
+
+    /// Where the model runs: on the default device, or on the CPU where its configuration says so.
+    fn place(&self, name: &str, config: &ModelConfig) -> Result<DevicePlace> {
+        let kind = config.instance_groups.first().map_or(InstanceKind::Auto, |group| group.kind);
+        let is_gpu = |place: &&DevicePlace| matches!(place.device(), DeviceId::Gpu(_));
+        let is_cpu = |place: &&DevicePlace| place.device() == DeviceId::Cpu;
+        let found = match kind {
+            InstanceKind::Cpu => self.devices.iter().find(is_cpu),
+            InstanceKind::Gpu => self.devices.iter().find(is_gpu).or_else(|| {
+                tracing::warn!(model = %name, "instance_group asks for a GPU and none is in use: running on the cpu");
+                self.devices.iter().find(is_cpu)
+            }),
+            InstanceKind::Auto | InstanceKind::Model => self.devices.first(),
+        };
+        found
+            .cloned()
+            .ok_or_else(|| Error::invalid(format!("model '{name}' asks for a device that --device does not allow")))
+    }
+
+    /// The versions that a configuration's text, or the given configuration, wants of those there are.
+    pub(super) fn wanted_versions(
+        &self,
+        given: Option<&ModelConfig>,
+        text: Option<&str>,
+        available: &[Version],
+    ) -> Result<Vec<Version>> {
+        let policy = match (given, text) {
+            (Some(config), _) => config.version_policy.clone(),
+            (None, Some(text)) => model_config::parse(text, self.unknown_fields)?.config.version_policy,
+            (None, None) => VersionPolicy::Latest(1),
+        };
+        Ok(choose_versions(&policy, available))
+    }
+}
+
+/// A parameter of a model that is read here.
+fn parameter<T>(
+    config: &ModelConfig,
+    key: &str,
+    expected: &str,
+    read: impl Fn(&str) -> Option<T>,
+) -> Result<Option<T>> {
+    let Some(text) = config.parameters.get(key) else { return Ok(None) };
+    read(text.trim()).map(Some).ok_or_else(|| {
+        Error::invalid(format!("parameter '{key}' of the configuration is '{text}', expected {expected}"))
+    })
+}
+
+/// The bytes of the files in a folder, to a depth that no model exceeds.
+fn bytes_below(folder: &Path, depth: usize) -> u64 {
+    let Ok(entries) = folder.read_dir() else { return 0 };
+    let bytes = entries.flatten().map(|entry| match entry.path().metadata() {
+        Ok(metadata) if metadata.is_file() => metadata.len(),
+        Ok(metadata) if metadata.is_dir() && depth > 0 => bytes_below(&entry.path(), depth - 1),
+        _ => 0,
+    });
+    bytes.fold(0, u64::saturating_add)
+}
+
+/// The backend that reads the model's file, where the configuration names none.
+#[must_use]
+pub fn guess_backend(tree: &ModelTree, config: &ModelConfig) -> Option<&'static str> {
+    let bare = tree.bare_file.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+    if let Some(file) = bare {
+        return layout::backend_of(file);
+    }
+    if !config.default_model_filename.is_empty() {
+        return layout::backend_of(&config.default_model_filename);
+    }
+    let latest = tree.directory.join(tree.versions.last()?.to_string());
+    layout::MODEL_FILES.iter().find(|(file, _, _)| latest.join(file).exists()).map(|(_, _, backend)| *backend)
+}
+
+/// The versions of `available` (ascending) that a policy serves.
+#[must_use]
+pub fn choose_versions(policy: &VersionPolicy, available: &[Version]) -> Vec<Version> {
+    match policy {
+        VersionPolicy::All => available.to_vec(),
+        VersionPolicy::Latest(count) => {
+            let skip = available.len().saturating_sub(*count as usize);
+            available.get(skip..).unwrap_or_default().to_vec()
+        }
+        VersionPolicy::Specific(wanted) => {
+            available.iter().copied().filter(|version| wanted.contains(version)).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_policy_chooses() {
+        let available = [1, 2, 5, 9];
+        assert_eq!(choose_versions(&VersionPolicy::Latest(2), &available), [5, 9]);
+        assert_eq!(choose_versions(&VersionPolicy::Latest(9), &available), available);
+        assert_eq!(choose_versions(&VersionPolicy::All, &available), available);
+        assert_eq!(choose_versions(&VersionPolicy::Specific(vec![9, 1, 4]), &available), [1, 9]);
+        assert!(choose_versions(&VersionPolicy::Latest(1), &[]).is_empty());
+    }
+
+    #[test]
+    fn the_bytes_of_a_folder_are_those_of_its_files() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("a/b")).unwrap();
+        std::fs::write(root.path().join("a/b/x"), [0; 5]).unwrap();
+        std::fs::write(root.path().join("y"), [0; 7]).unwrap();
+        assert_eq!((bytes_below(root.path(), 4), bytes_below(root.path(), 1)), (12, 7));
+        assert_eq!(bytes_below(&root.path().join("none"), 4), 0);
+    }
+}

@@ -1,0 +1,212 @@
+//! What is where, put into rows.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::need::need;
+use super::residency::{Explanation, ModelResidency, ResidencyPage, ResidencyQuery, Retention, Tier, TierBook};
+use super::slot::Slot;
+use super::state::ModelState;
+use super::{ModelManager, Name};
+use crate::device::monitor::DeviceMonitor;
+use crate::error::{Error, Result};
+
+impl ModelManager {
+    /// A page of rows, and the books.
+    #[must_use]
+    pub fn residency(&self, query: &ResidencyQuery, monitor: &dyn DeviceMonitor) -> ResidencyPage {
+        let generation = self.0.generation.load(std::sync::atomic::Ordering::Acquire);
+        let models = self.0.models.load_full();
+        let mut names: Vec<&Name> = models.keys().collect();
+        if let Some(after) = &query.after {
+            names.retain(|name| ***name > **after);
+        }
+        names.sort_unstable();
+        let on_disk = self.0.loader.files.names_after(query.after.as_deref());
+        let mut all: BTreeSet<&str> = names.iter().map(|name| &***name).collect();
+        all.extend(on_disk.iter().map(String::as_str));
+        let mut rows = Vec::new();
+        let mut next = None;
+        for name in all {
+            if rows.len() >= query.limit.max(1) {
+                next = rows.last().map(|row: &ModelResidency| row.name.clone());
+                break;
+            }
+            let row = self.row(name, models.get(name).map(Arc::as_ref));
+            if query.since.is_none_or(|since| row.generation > since) {
+                rows.push(row);
+            }
+        }
+        ResidencyPage { generation, books: self.books(monitor), models: rows, next }
+    }
+
+    /// One model's row; `None` where nothing is known of it here.
+    #[must_use]
+    pub fn model_residency(&self, name: &str) -> Option<ModelResidency> {
+        let models = self.0.models.load();
+        let slot = models.get(name).map(Arc::as_ref);
+        (slot.is_some() || self.0.loader.files.on_disk(name).is_some()).then(|| self.row(name, slot))
+    }
+
+    /// The books of the tiers.
+    #[must_use]
+    pub fn books(&self, monitor: &dyn DeviceMonitor) -> Vec<TierBook> {
+        let now = Instant::now();
+        let devices = self.0.loader.devices.iter().map(|place| {
+            let book = place.pool.book(now, &|name| self.is_busy(name));
+            TierBook {
+                tier: Tier::Device,
+                device: Some(place.device()),
+                limit: book.limit,
+                booked: book.booked,
+                evictable: book.evictable,
+                reserved: book.reserved,
+                models: book.models,
+                used: monitor.memory(place.device()).ok().map(|memory| memory.used),
+            }
+        });
+        devices.chain(self.0.loader.files.book()).collect()
+    }
+
+    /// Loads that wait for a place.
+    #[must_use]
+    pub fn loads_waiting(&self) -> usize {
+        self.0.gate.waiting()
+    }
+
+    fn row(&self, name: &str, slot: Option<&Slot>) -> ModelResidency {
+        let states = slot.map(Slot::states).unwrap_or_default();
+        let resident = slot.and_then(Slot::resident);
+        let story = slot.map(Slot::story).unwrap_or_default();
+        let disk = self.0.loader.files.on_disk(name);
+        let entry = resident.as_ref().and_then(|resident| resident.pool.entry(&slot?.name));
+        let tier = match (&resident, &disk) {
+            (Some(_), _) => Tier::Device,
+            (None, Some(disk)) if disk.complete => Tier::Disk,
+            (None, _) => Tier::Remote,
+        };
+        let in_order = [ModelState::Ready, ModelState::Loading, ModelState::Unloading];
+        let state = in_order.into_iter().find(|state| states.iter().any(|row| row.state == *state));
+        let now = Instant::now();
+        let last_use =
+            entry.and_then(|entry| SystemTime::now().checked_sub(now.saturating_duration_since(entry.last_use)));
+        let pinned = slot.is_some_and(Slot::is_pinned);
+        let retention = resident.as_ref().map_or(Retention::Cached, |resident| resident.retention);
+        ModelResidency {
+            name: name.to_owned(),
+            tier,
+            state: state.unwrap_or(ModelState::Unavailable),
+            reason: states
+                .iter()
+                .map(|row| row.reason.as_str())
+                .find(|reason| !reason.is_empty())
+                .unwrap_or_default()
+                .to_owned(),
+            versions: resident
+                .iter()
+                .flat_map(|resident| resident.versions().iter().map(|version| version.id.version))
+                .collect(),
+            device: resident.as_ref().map(|resident| resident.pool.device()),
+            device_bytes: resident.as_ref().map_or(0, |resident| resident.booked()),
+            host_bytes: 0,
+            disk_bytes: disk.as_ref().map_or(0, |disk| disk.bytes),
+            fingerprint: resident
+                .as_ref()
+                .map(|resident| resident.fingerprint.to_string())
+                .or_else(|| disk.as_ref().map(|disk| disk.fingerprint.to_string())),
+            retention: if pinned { Retention::Pinned } else { retention },
+            in_use: resident.as_ref().map_or(0, |resident| resident.in_use()),
+            last_use,
+            loads: story.loads,
+            evictions: story.evictions,
+            last_load: story.last_load,
+            last_eviction: story.last_eviction,
+            fetch: disk.and_then(|disk| disk.fetch),
+            generation: slot.map_or(0, Slot::generation),
+        }
+    }
+
+    /// Why a model is where it is, and what its next load would cost. Asks the repository about a model that is not here.
+    ///
+    /// # Errors
+    /// `NotFound` for a model that is neither here nor in the repository.
+    pub async fn explain(&self, name: &str) -> Result<Explanation> {
+        crate::repository::check_name(name)?;
+        let row = match self.model_residency(name) {
+            Some(row) => row,
+            None => {
+                self.0.loader.repository.resolve(name).await?;
+                self.row(name, None)
+            }
+        };
+        let slot = self.0.models.load().get(name).cloned();
+        let resident = slot.as_ref().and_then(|slot| slot.resident());
+        let failure = slot.as_ref().and_then(|slot| slot.failure());
+        let place = self.0.loader.devices.first().ok_or_else(|| Error::internal("there is no device"))?;
+        let device = resident.as_ref().map_or(place.device(), |resident| resident.pool.device());
+        let content = resident.as_ref().map(|resident| resident.fingerprint);
+        let content = content.or_else(|| self.0.loader.files.on_disk(name).map(|disk| disk.fingerprint));
+        let past = content.and_then(|content| self.0.history.lock().get(content, device));
+        let needed = past.map(|past| need(Some(past), None, 0));
+        let place_in_line = resident.as_ref().and_then(|resident| {
+            let line = resident.pool.line(Instant::now(), &|name| self.is_busy(name));
+            let place = line.iter().position(|other| **other == *name)?;
+            Some((place, line.len()))
+        });
+        let mut reasons = Vec::new();
+        match row.tier {
+            Tier::Device => reasons.push(format!("it is in memory of {device} and answers at once")),
+            Tier::Host => reasons.push("it is asleep in host memory".to_owned()),
+            Tier::Disk => reasons.push("its files are on this machine; a request loads it from there".to_owned()),
+            Tier::Remote => reasons.push("it is in the repository alone; a request fetches and loads it".to_owned()),
+        }
+        if let Some(error) = failure {
+            reasons.push(format!("its last load failed: {}", error.report()));
+        }
+        match (row.retention, place_in_line) {
+            (Retention::Pinned, _) => reasons.push("it is pinned: it is never evicted".to_owned()),
+            (Retention::Transient, _) => {
+                reasons.push("it is not retained: it is unloaded when its requests are answered".to_owned());
+            }
+            (Retention::Cached, Some((place, all))) => {
+                reasons.push(format!("were room needed, {place} of {all} models that may go would go before it"));
+            }
+            (Retention::Cached, None) if row.in_use > 0 => {
+                reasons.push(format!("{} requests use it: it is not evicted meanwhile", row.in_use));
+            }
+            (Retention::Cached, None) => {}
+        }
+        if let (None, Some(left)) = (&resident, &row.last_eviction) {
+            let why = match &left.made_room_for {
+                Some(other) => format!("to make room for '{other}'"),
+                None => format!("reason: {}", left.reason.name()),
+            };
+            let (age, idle) = (left.age.as_secs_f64(), left.idle.as_secs_f64());
+            reasons.push(format!("it left memory after {age:.1} s there and {idle:.1} s without a request, {why}"));
+        }
+        if let Some(last) = &row.last_load {
+            let parts: Vec<_> = last
+                .phases
+                .each()
+                .into_iter()
+                .filter(|(_, duration)| !duration.is_zero())
+                .map(|(phase, duration)| format!("{phase} {:.3} s", duration.as_secs_f64()))
+                .collect();
+            reasons.push(format!("its last load came from {} and took {}", last.from.name(), parts.join(", ")));
+        }
+        let expected_seconds = match row.tier {
+            Tier::Device => Some(0.0),
+            Tier::Host | Tier::Disk => past.map(|past| past.seconds),
+            Tier::Remote => row.last_load.map(|last| last.phases.total().as_secs_f64()),
+        };
+        Ok(Explanation {
+            model: row,
+            reasons,
+            expected_bytes: needed.map(|need| need.bytes),
+            expected_from: needed.map(|need| need.source.name()),
+            expected_seconds,
+            place_in_line,
+        })
+    }
+}
