@@ -1,6 +1,6 @@
 //! The `gated` backend: a fake that loads and executes when a test lets it, counts what is alive, and fails by script.
 //!
-//! It gives back its inputs as `identity` does. Each model, known by the name in its configuration, has a gate before
+//! It gives back its inputs as `identity` does. A model holds as many bytes as its parameter `holds_bytes` says. Each model, known by the name in its configuration, has a gate before
 //! its loads and one before its executions; both are open until the test closes them.
 
 use std::collections::{HashMap, VecDeque};
@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::identity::Identity;
-use super::{Backend, Batch, Execution, Model, ModelFiles, ModelInstance};
+use super::{Backend, Batch, Execution, Model, ModelFiles, ModelInstance, ModelMemory};
 use crate::error::Error;
 use crate::error::Result;
 use crate::inference::DeviceId;
@@ -244,6 +244,7 @@ impl Drop for Ending<'_> {
 
 struct GatedModel {
     inner: Box<dyn Model>,
+    holds: u64,
     alive: Alive,
 }
 
@@ -261,13 +262,18 @@ impl Backend for Gated {
         ""
     }
 
+    fn known_parameters(&self) -> &'static [&'static str] {
+        &["holds_bytes"]
+    }
+
     fn load(&self, files: &ModelFiles, config: &ModelConfig, device: DeviceId) -> Result<Box<dyn Model>> {
         let model = config.name.as_str();
         self.change(model, |known| known.counts.loads_begun += 1);
         let _ending = Ending { gated: self, model, count: |counts| &mut counts.loads_ended };
         self.pass(model, Step::Load)?;
         let inner = Identity.load(files, config, device)?;
-        Ok(Box::new(GatedModel { inner, alive: Alive::new(self, model, |counts| &mut counts.live_models) }))
+        let holds = config.parameters.get("holds_bytes").and_then(|text| text.parse().ok()).unwrap_or_default();
+        Ok(Box::new(GatedModel { inner, holds, alive: Alive::new(self, model, |counts| &mut counts.live_models) }))
     }
 }
 
@@ -281,6 +287,10 @@ impl Model for GatedModel {
         gated.pass(model, Step::Instance)?;
         let alive = Alive::new(gated, model, |counts| &mut counts.live_instances);
         Ok(Box::new(GatedInstance { inner: self.inner.instance()?, alive }))
+    }
+
+    fn memory(&self) -> ModelMemory {
+        ModelMemory::Exact(self.holds)
     }
 }
 

@@ -314,7 +314,10 @@ impl Slot {
             control.states = VersionStates::default();
         } else {
             control.states.failed(versions, &error.report());
-            control.failed = (!absent).then(|| (Instant::now(), error.clone()));
+            // Room may be there the next moment.
+            let for_now =
+                matches!(error.kind(), ErrorKind::OutOfDeviceMemory | ErrorKind::OutOfDisk) && error.is_retryable();
+            control.failed = (!absent && !for_now).then(|| (Instant::now(), error.clone()));
         }
         control.flight = None;
         control.generation = manager.next_generation();

@@ -10,6 +10,7 @@
 
 mod conformance;
 mod drain;
+mod eviction;
 mod faults;
 mod lifecycle;
 mod limits;

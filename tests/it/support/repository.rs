@@ -18,6 +18,13 @@ pub(crate) fn config(name: &str, backend: &str, more: &str) -> String {
 /// One instance, whatever the number of executor threads.
 pub(crate) const ONE_INSTANCE: &str = "instance_group [ { count: 1 kind: KIND_CPU } ]";
 
+/// Parameters of a gated model that says it needs `needs` KiB and turns out to hold `holds`.
+pub(crate) fn holds(needs: u64, holds: u64) -> String {
+    let parameter =
+        |key, kib: u64| format!("parameters {{ key: \"{key}\" value {{ string_value: \"{}\" }} }}\n", kib << 10);
+    parameter("memory_bytes", needs) + &parameter("holds_bytes", holds)
+}
+
 impl Repository {
     /// A folder without models.
     pub(crate) fn empty() -> Self {
@@ -36,6 +43,11 @@ impl Repository {
         self
     }
 
+    /// The folder with models more that say they need, and hold, so many KiB.
+    pub(crate) fn sized(self, models: &[(&str, u64)]) -> Self {
+        models.iter().fold(self, |repository, (name, kib)| repository.with(name, "gated", &holds(*kib, *kib)))
+    }
+
     /// Adds a version folder.
     pub(crate) fn add_version(&self, name: &str, version: u64) {
         std::fs::create_dir_all(self.path().join(name).join(version.to_string())).unwrap();
@@ -48,7 +60,6 @@ impl Repository {
         std::fs::write(path, content).unwrap();
     }
 
-    /// Removes a model.
     /// Writes a model's configuration anew, as it is: what is loaded next is another content.
     pub(crate) fn touch(&self, name: &str) {
         let file = self.path().join(name).join("config.pbtxt");
@@ -58,6 +69,7 @@ impl Repository {
         std::fs::rename(&fresh, &file).unwrap();
     }
 
+    /// Removes a model.
     pub(crate) fn remove(&self, name: &str) {
         std::fs::remove_dir_all(self.path().join(name)).unwrap();
     }

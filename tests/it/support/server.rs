@@ -9,6 +9,7 @@ use roundhouse::backend::identity::Identity;
 use roundhouse::backend::registry::BackendRegistry;
 use roundhouse::config::{ServeOptions, ServerConfig};
 use roundhouse::error::Result;
+use roundhouse::lifecycle::residency::{ModelResidency, ResidencyQuery, Tier, TierBook};
 use roundhouse::server::InferenceServer;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -41,6 +42,8 @@ pub(crate) fn config_for(repository: &Repository) -> ServerConfig {
         http_port: Some(0),
         metrics_port: Some(0),
         executor_threads: std::num::NonZeroUsize::new(2),
+        // Not a model's name, and gone with the repository.
+        cache_dir: Some(repository.path().join(".cache")),
         ..ServeOptions::default()
     };
     options.resolve().unwrap()
@@ -149,6 +152,30 @@ impl TestServer {
         names
     }
 
+    /// The books of the devices.
+    pub(crate) fn books(&self) -> Vec<TierBook> {
+        let page = self.inner.residency(&ResidencyQuery { limit: 1, ..ResidencyQuery::default() });
+        page.books.into_iter().filter(|book| book.tier == Tier::Device).collect()
+    }
+
+    /// A model's row.
+    pub(crate) fn row(&self, model: &str) -> ModelResidency {
+        self.inner.model_residency(model).unwrap_or_else(|| panic!("nothing is known of {model}"))
+    }
+
+    /// A model's row, if there is one.
+    pub(crate) fn row_if(&self, model: &str) -> Option<ModelResidency> {
+        self.inner.model_residency(model)
+    }
+
+    /// The models in memory, ascending.
+    pub(crate) fn in_memory(&self) -> Vec<String> {
+        let mut names: Vec<_> =
+            self.inner.resident_versions().iter().map(|version| version.id.name.to_string()).collect();
+        names.dedup();
+        names
+    }
+
     /// Shuts down and waits for the end of `run`.
     pub(crate) async fn stop(&mut self) -> Result<()> {
         self.shutdown.cancel();
@@ -179,6 +206,10 @@ impl TestServer {
             }
         };
         within("everything is out of memory", unloaded).await;
+        for book in self.books() {
+            let device = book.device;
+            assert_eq!((book.booked, book.reserved, book.models), (0, 0, 0), "the book of {device:?} is empty");
+        }
         self.stop().await.unwrap();
     }
 }
