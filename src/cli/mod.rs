@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 pub mod check;
+pub mod models;
 pub mod runtime;
 pub mod serve;
 pub mod simulate;
@@ -29,6 +30,8 @@ pub enum Command {
     Serve(Box<ServeOptions>),
     /// Say what a model's configuration means, or where it is wrong
     Check(check::CheckArgs),
+    /// Show which models a running server has where; load, unload, pin or prefetch them
+    Models(models::ModelsArgs),
     /// Install and list the runtimes that models need
     Runtime(runtime::RuntimeArgs),
     /// Replay requests against the eviction policies and compare how long they wait for loads
@@ -43,6 +46,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(options) => serve::run(*options),
         Command::Check(args) => check::run(&args),
+        Command::Models(args) => models::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Runtime(args) if args.names_dir() => runtime::run(&args, Path::new("")),
         Command::Runtime(args) => runtime::run(&args, &crate::config::default_runtime_dir()?),

@@ -3,6 +3,7 @@
 //! *Architecture invariant:* only this folder knows HTTP, protobuf and JSON. Front ends are siblings over `server`; none
 //! inherits from another.
 
+pub mod admin;
 pub mod body;
 pub mod classification;
 pub mod compression;
@@ -11,5 +12,8 @@ pub mod json;
 pub mod kserve_http;
 pub mod listener;
 pub mod metrics_http;
+pub mod percent;
+pub mod provenance;
 pub mod status;
 pub mod tensor_json;
+pub mod time;

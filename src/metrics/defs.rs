@@ -39,6 +39,8 @@ pub struct Family {
 }
 
 const MODEL: &[&str] = &["model", "version"];
+const TIER: &[&str] = &["tier", "device"];
+const GPU: &[&str] = &["gpu_uuid"];
 
 const fn family(name: &'static str, kind: Kind, labels: &'static [&'static str], help: &'static str) -> Family {
     Family { name, kind, labels, stability: Stability::Stable, help }
@@ -150,6 +152,84 @@ pub const LOAD_WAIT_SECONDS: Family = family(
     "Time a request waited for its model to be loaded, in seconds; requests for resident models are not in it",
 );
 
+/// Loads by where the model's files came from.
+pub const LOADS_BY_SOURCE: Family = family(
+    "roundhouse_model_loads_by_source_total",
+    Kind::Counter,
+    &["source"],
+    "Successful model loads by the nearest tier their files were on: host, disk, remote",
+);
+/// How long the parts of loads take.
+pub const LOAD_PHASE_SECONDS: Family = family(
+    "roundhouse_load_phase_seconds",
+    Kind::Histogram,
+    &["phase"],
+    "Duration of the parts of model loads, in seconds: resolve, fetch (with unpacking), wait (for a turn and room), initialise",
+);
+/// Bytes that came from the repository.
+pub const FETCHED_BYTES: Family =
+    family("roundhouse_fetched_bytes_total", Kind::Counter, &[], "Bytes fetched from the model repository");
+/// Fetches by how they ended.
+pub const FETCHES: Family = family(
+    "roundhouse_fetches_total",
+    Kind::Counter,
+    &["outcome"],
+    "Fetches of models to disk by outcome: ok, failed, cancelled (nobody waited any more)",
+);
+/// Models that left a tier.
+pub const EVICTIONS: Family = family(
+    "roundhouse_evictions_total",
+    Kind::Counter,
+    &["tier", "reason"],
+    "Models that left a tier: for room, after an overrun (more in use than booked), transient (not to be kept), deleted \
+     (from the repository), unload (asked for)",
+);
+/// How long what left had been there.
+pub const EVICTION_AGE_SECONDS: Family = family(
+    "roundhouse_eviction_age_seconds",
+    Kind::Histogram,
+    &["tier"],
+    "Time an evicted model had been on its tier, in seconds",
+);
+/// Evictions that least-recently-used would have made otherwise.
+pub const EVICTIONS_UNLIKE_LRU: Family = family(
+    "roundhouse_evictions_unlike_lru_total",
+    Kind::Counter,
+    &["tier"],
+    "Evictions of another model than the least recently used one",
+);
+/// Requests by whether their model was there.
+pub const LOOKUPS: Family = family(
+    "roundhouse_model_lookups_total",
+    Kind::Counter,
+    &["outcome"],
+    "Requests for a model by outcome: hit (it was in memory), miss (it had to be loaded)",
+);
+/// Time loads spent waiting for room.
+pub const ROOM_WAIT_SECONDS: Family = family(
+    "roundhouse_room_wait_seconds",
+    Kind::Histogram,
+    &[],
+    "Time a load waited until there was room on its device, in seconds",
+);
+/// Bytes a tier may hold.
+pub const TIER_LIMIT: Family =
+    family("roundhouse_tier_limit_bytes", Kind::Gauge, TIER, "Bytes that models may take on a tier");
+/// Bytes models take on a tier.
+pub const TIER_BOOKED: Family =
+    family("roundhouse_tier_booked_bytes", Kind::Gauge, TIER, "Bytes booked for models on a tier");
+/// Models on a tier.
+pub const TIER_MODELS: Family = family("roundhouse_tier_models", Kind::Gauge, TIER, "Models on a tier");
+/// Loads that wait for their turn or for room.
+pub const LOADS_WAITING: Family =
+    family("roundhouse_loads_waiting", Kind::Gauge, &[], "Loads that wait for their turn or for room now");
+/// A GPU's memory.
+pub const GPU_MEMORY_TOTAL: Family =
+    family("nv_gpu_memory_total_bytes", Kind::Gauge, GPU, "GPU total memory, in bytes");
+/// A GPU's memory in use.
+pub const GPU_MEMORY_USED: Family =
+    family("nv_gpu_memory_used_bytes", Kind::Gauge, GPU, "GPU memory in use by anybody, in bytes");
+
 /// Every family, in the order of the page.
 pub const ALL: &[Family] = &[
     REQUEST_SUCCESS,
@@ -165,16 +245,34 @@ pub const ALL: &[Family] = &[
     MODEL_LOAD_DURATION,
     CPU_MEMORY_TOTAL,
     CPU_MEMORY_USED,
+    GPU_MEMORY_TOTAL,
+    GPU_MEMORY_USED,
     LOADS,
+    LOADS_BY_SOURCE,
     UNLOADS,
     LOAD_SECONDS,
+    LOAD_PHASE_SECONDS,
     RESIDENT_MODELS,
+    LOOKUPS,
     LOAD_WAIT_SECONDS,
+    LOADS_WAITING,
+    ROOM_WAIT_SECONDS,
+    FETCHES,
+    FETCHED_BYTES,
+    EVICTIONS,
+    EVICTION_AGE_SECONDS,
+    EVICTIONS_UNLIKE_LRU,
+    TIER_LIMIT,
+    TIER_BOOKED,
+    TIER_MODELS,
 ];
 
 /// Bucket edges of durations of loads and of waiting for them, in seconds.
 pub const LOAD_BUCKETS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+
+/// Bucket edges of how long models stay on a tier, in seconds: a second to a week.
+pub const AGE_BUCKETS: &[f64] = &[1.0, 10.0, 60.0, 300.0, 1_800.0, 3_600.0, 21_600.0, 86_400.0, 259_200.0, 604_800.0];
 
 #[cfg(test)]
 mod tests {

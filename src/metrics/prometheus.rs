@@ -1,18 +1,56 @@
 //! The Prometheus page: server-wide families through the `metrics` facade and its exporter, per-model families straight
 //! from the statistics of what is loaded, so that a model's series end with the model.
 
-use std::fmt::Write;
+use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use super::defs::{self, Family, Kind};
-use super::statistics::{FailureReason, ModelStatistics};
+pub use super::per_model::ModelSeries;
+use super::per_model::render_models;
 use crate::error::{Error, Result};
 
 const METADATA: Metadata<'static> = Metadata::new("roundhouse", Level::INFO, None);
 
-/// The server-wide series. Handles are taken once; recording is an atomic add.
+type Labels = &'static [(&'static str, &'static str)];
+
+/// Families in buckets other than the exporter's own, and their edges.
+const BUCKETS: &[(Family, &[f64])] = &[
+    (defs::LOAD_SECONDS, defs::LOAD_BUCKETS),
+    (defs::LOAD_WAIT_SECONDS, defs::LOAD_BUCKETS),
+    (defs::LOAD_PHASE_SECONDS, defs::LOAD_BUCKETS),
+    (defs::ROOM_WAIT_SECONDS, defs::LOAD_BUCKETS),
+    (defs::EVICTION_AGE_SECONDS, defs::AGE_BUCKETS),
+];
+
+/// Series that are on the page before anything happened: what is not there cannot be told from what never comes.
+const FROM_THE_START: &[(Family, Labels)] = &[
+    (defs::LOADS_BY_SOURCE, &[("source", "host")]),
+    (defs::LOADS_BY_SOURCE, &[("source", "disk")]),
+    (defs::LOADS_BY_SOURCE, &[("source", "remote")]),
+    (defs::LOAD_PHASE_SECONDS, &[("phase", "resolve")]),
+    (defs::LOAD_PHASE_SECONDS, &[("phase", "fetch")]),
+    (defs::LOAD_PHASE_SECONDS, &[("phase", "wait")]),
+    (defs::LOAD_PHASE_SECONDS, &[("phase", "initialise")]),
+    (defs::FETCHES, &[("outcome", "ok")]),
+    (defs::FETCHES, &[("outcome", "failed")]),
+    (defs::FETCHES, &[("outcome", "cancelled")]),
+    (defs::EVICTIONS, &[("tier", "device"), ("reason", "room")]),
+    (defs::EVICTIONS, &[("tier", "device"), ("reason", "overrun")]),
+    (defs::EVICTIONS, &[("tier", "device"), ("reason", "transient")]),
+    (defs::EVICTIONS, &[("tier", "device"), ("reason", "deleted")]),
+    (defs::EVICTIONS, &[("tier", "device"), ("reason", "unload")]),
+    (defs::EVICTIONS, &[("tier", "disk"), ("reason", "room")]),
+    (defs::EVICTIONS, &[("tier", "disk"), ("reason", "deleted")]),
+    (defs::EVICTION_AGE_SECONDS, &[("tier", "device")]),
+    (defs::EVICTION_AGE_SECONDS, &[("tier", "disk")]),
+    (defs::EVICTIONS_UNLIKE_LRU, &[("tier", "device")]),
+    (defs::EVICTIONS_UNLIKE_LRU, &[("tier", "disk")]),
+];
+
+/// The server-wide series. What requests touch has its handle taken once, so that recording is an atomic add; what
+/// happens once a load or an eviction is looked up by its labels.
 pub struct ServerMetrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
@@ -32,6 +70,16 @@ pub struct ServerMetrics {
     pub load_wait_seconds: Histogram,
     /// Models ready.
     pub resident: Gauge,
+    /// Requests whose model was in memory.
+    pub lookups_hit: Counter,
+    /// Requests whose model had to be loaded.
+    pub lookups_miss: Counter,
+    /// Seconds a load waited for room.
+    pub room_wait_seconds: Histogram,
+    /// Loads that wait for their turn or for room.
+    pub loads_waiting: Gauge,
+    /// Bytes fetched from the repository.
+    pub fetched_bytes: Counter,
 }
 
 impl ServerMetrics {
@@ -41,21 +89,13 @@ impl ServerMetrics {
     /// `Internal` if the exporter refuses our buckets.
     pub fn new() -> Result<Self> {
         let mut builder = PrometheusBuilder::new();
-        for family in [defs::LOAD_SECONDS, defs::LOAD_WAIT_SECONDS] {
+        for (family, edges) in BUCKETS {
             builder = builder
-                .set_buckets_for_metric(Matcher::Full(family.name.to_owned()), defs::LOAD_BUCKETS)
+                .set_buckets_for_metric(Matcher::Full(family.name.to_owned()), edges)
                 .map_err(|error| Error::internal("cannot set histogram buckets").with_source(error))?;
         }
         let recorder = builder.build_recorder();
-        for family in [
-            defs::LOADS,
-            defs::UNLOADS,
-            defs::LOAD_SECONDS,
-            defs::LOAD_WAIT_SECONDS,
-            defs::RESIDENT_MODELS,
-            defs::CPU_MEMORY_TOTAL,
-            defs::CPU_MEMORY_USED,
-        ] {
+        for family in defs::ALL {
             let name = KeyName::from_const_str(family.name);
             match family.kind {
                 Kind::Counter => recorder.describe_counter(name, None, family.help.into()),
@@ -63,141 +103,112 @@ impl ServerMetrics {
                 Kind::Histogram => recorder.describe_histogram(name, None, family.help.into()),
             }
         }
-        let loads = |outcome: &'static str| {
-            let key = Key::from_parts(defs::LOADS.name, vec![Label::new("outcome", outcome)]);
-            let counter = recorder.register_counter(&key, &METADATA);
+        let counter = |family: Family, labels: &[(&'static str, &'static str)]| {
+            let counter = recorder.register_counter(&key(family, labels), &METADATA);
             counter.increment(0);
             counter
         };
-        let (loads_ok, loads_failed) = (loads("ok"), loads("failed"));
-        let (loads_not_found, loads_cancelled) = (loads("not_found"), loads("cancelled"));
-        let unloads = recorder.register_counter(&Key::from_name(defs::UNLOADS.name), &METADATA);
-        unloads.increment(0);
-        let resident = recorder.register_gauge(&Key::from_name(defs::RESIDENT_MODELS.name), &METADATA);
-        resident.set(0.0);
-        let histogram = |family: Family| recorder.register_histogram(&Key::from_name(family.name), &METADATA);
-        let (load_seconds, load_wait_seconds) = (histogram(defs::LOAD_SECONDS), histogram(defs::LOAD_WAIT_SECONDS));
+        let gauge = |family: Family| {
+            let gauge = recorder.register_gauge(&key(family, &[]), &METADATA);
+            gauge.set(0.0);
+            gauge
+        };
+        let histogram = |family: Family, labels: &[(&'static str, &'static str)]| {
+            recorder.register_histogram(&key(family, labels), &METADATA)
+        };
+        for &(family, labels) in FROM_THE_START {
+            match family.kind {
+                Kind::Counter => drop(counter(family, labels)),
+                Kind::Histogram => drop(histogram(family, labels)),
+                Kind::Gauge => {}
+            }
+        }
         let handle = recorder.handle();
         Ok(Self {
-            recorder,
+            loads_ok: counter(defs::LOADS, &[("outcome", "ok")]),
+            loads_failed: counter(defs::LOADS, &[("outcome", "failed")]),
+            loads_not_found: counter(defs::LOADS, &[("outcome", "not_found")]),
+            loads_cancelled: counter(defs::LOADS, &[("outcome", "cancelled")]),
+            unloads: counter(defs::UNLOADS, &[]),
+            load_seconds: histogram(defs::LOAD_SECONDS, &[]),
+            load_wait_seconds: histogram(defs::LOAD_WAIT_SECONDS, &[]),
+            resident: gauge(defs::RESIDENT_MODELS),
+            lookups_hit: counter(defs::LOOKUPS, &[("outcome", "hit")]),
+            lookups_miss: counter(defs::LOOKUPS, &[("outcome", "miss")]),
+            room_wait_seconds: histogram(defs::ROOM_WAIT_SECONDS, &[]),
+            loads_waiting: gauge(defs::LOADS_WAITING),
+            fetched_bytes: counter(defs::FETCHED_BYTES, &[]),
             handle,
-            loads_ok,
-            loads_failed,
-            loads_not_found,
-            loads_cancelled,
-            unloads,
-            load_seconds,
-            load_wait_seconds,
-            resident,
+            recorder,
         })
     }
 
-    /// placeholder
-    pub fn lookup_miss(&self) {}
-    /// placeholder
-    pub fn lookup_hits(&self, _n: u64) {}
-    /// placeholder
-    pub fn load_source(&self, _from: &'static str) {}
-    /// placeholder
-    pub fn load_phase(&self, _phase: &'static str, _d: std::time::Duration) {}
-    /// placeholder
-    pub fn evicted(&self, _tier: &'static str, _reason: &'static str, _age: std::time::Duration) {}
-    /// placeholder
-    pub fn evictions_unlike_lru(&self, _n: usize) {}
-    /// placeholder
-    pub fn room_wait(&self, _d: std::time::Duration) {}
+    /// Counts a load that ended well by where its files were: `host`, `disk` or `remote`.
+    pub fn loaded_from(&self, source: &'static str) {
+        self.count(defs::LOADS_BY_SOURCE, &[("source", source)]);
+    }
+
+    /// Records how long a part of a load took: `resolve`, `fetch`, `wait` or `initialise`.
+    pub fn load_phase(&self, phase: &'static str, took: Duration) {
+        self.observe(defs::LOAD_PHASE_SECONDS, &[("phase", phase)], took);
+    }
+
+    /// Counts a fetch by how it ended: `ok`, `failed` or `cancelled`.
+    pub fn fetch_ended(&self, outcome: &'static str) {
+        self.count(defs::FETCHES, &[("outcome", outcome)]);
+    }
+
+    /// Counts a model that left `tier` (`device` or `disk`) for `reason` (`room`, `overrun`, `transient`, `deleted` or
+    /// `unload`) after `age` on it.
+    pub fn evicted(&self, tier: &'static str, reason: &'static str, age: Duration) {
+        self.count(defs::EVICTIONS, &[("tier", tier), ("reason", reason)]);
+        self.observe(defs::EVICTION_AGE_SECONDS, &[("tier", tier)], age);
+    }
+
+    /// Counts an eviction from `tier` of another model than the least recently used one.
+    pub fn evicted_unlike_lru(&self, tier: &'static str) {
+        self.count(defs::EVICTIONS_UNLIKE_LRU, &[("tier", tier)]);
+    }
+
+    fn count(&self, family: Family, labels: &[(&'static str, &'static str)]) {
+        self.recorder.register_counter(&key(family, labels), &METADATA).increment(1);
+    }
+
+    fn observe(&self, family: Family, labels: &[(&'static str, &'static str)], took: Duration) {
+        self.recorder.register_histogram(&key(family, labels), &METADATA).record(took.as_secs_f64());
+    }
 
     /// Sets a gauge without labels, for what is read when the page is asked for.
     pub fn set(&self, family: Family, value: f64) {
-        self.recorder.register_gauge(&Key::from_name(family.name), &METADATA).set(value);
+        self.recorder.register_gauge(&key(family, &[]), &METADATA).set(value);
+    }
+
+    /// Sets one series of a gauge, for what is read when the page is asked for. A series stays once it is set.
+    pub fn set_labelled(&self, family: Family, labels: &[(&'static str, String)], value: f64) {
+        let labels: Vec<_> = labels.iter().map(|(name, word)| Label::new(*name, word.clone())).collect();
+        self.recorder.register_gauge(&Key::from_parts(family.name, labels), &METADATA).set(value);
     }
 
     /// The page: per-model families of `models`, then the server-wide ones.
     #[must_use]
     pub fn render(&self, models: &[ModelSeries<'_>]) -> String {
         self.handle.run_upkeep();
-        let mut page = String::with_capacity(4096 + models.len() * 1536);
+        let mut page = String::with_capacity(16_384 + models.len() * 1536);
         render_models(&mut page, models);
         page.push_str(&self.handle.render());
         page
     }
 }
 
-/// What the page needs to know of one loaded version.
-pub struct ModelSeries<'a> {
-    /// The `model` label.
-    pub model: &'a str,
-    /// The `version` label.
-    pub version: u64,
-    /// Its counters.
-    pub statistics: &'a ModelStatistics,
-    /// Requests in its queue.
-    pub pending: usize,
-    /// How long its load took, in seconds.
-    pub load_seconds: f64,
-}
-
-type Read = fn(&ModelSeries<'_>) -> f64;
-
-/// Families with one series a model, and where each is read.
-#[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
-const PER_MODEL: &[(Family, Read)] = &[
-    (defs::REQUEST_SUCCESS, |series| series.statistics.success.count() as f64),
-    (defs::INFERENCE_COUNT, |series| series.statistics.inferences() as f64),
-    (defs::EXECUTION_COUNT, |series| series.statistics.executions() as f64),
-    (defs::REQUEST_DURATION, |series| (series.statistics.success.nanoseconds() / 1000) as f64),
-    (defs::QUEUE_DURATION, |series| (series.statistics.queue.nanoseconds() / 1000) as f64),
-    (defs::COMPUTE_INPUT_DURATION, |series| (series.statistics.compute_input.nanoseconds() / 1000) as f64),
-    (defs::COMPUTE_INFER_DURATION, |series| (series.statistics.compute_infer.nanoseconds() / 1000) as f64),
-    (defs::COMPUTE_OUTPUT_DURATION, |series| (series.statistics.compute_output.nanoseconds() / 1000) as f64),
-    (defs::PENDING_REQUESTS, |series| series.pending as f64),
-    (defs::MODEL_LOAD_DURATION, |series| series.load_seconds),
-];
-
-fn render_models(page: &mut String, models: &[ModelSeries<'_>]) {
-    if models.is_empty() {
-        return;
-    }
-    let names: Vec<String> = models.iter().map(|series| escape_label(series.model)).collect();
-    for (family, read) in PER_MODEL {
-        head(page, family);
-        for (series, name) in models.iter().zip(&names) {
-            // Writing into a String cannot fail.
-            let _ =
-                writeln!(page, "{}{{model=\"{name}\",version=\"{}\"}} {}", family.name, series.version, read(series));
-        }
-    }
-    head(page, &defs::REQUEST_FAILURE);
-    for (series, name) in models.iter().zip(&names) {
-        for reason in FailureReason::ALL {
-            let _ = writeln!(
-                page,
-                "{}{{model=\"{name}\",version=\"{}\",reason=\"{}\"}} {}",
-                defs::REQUEST_FAILURE.name,
-                series.version,
-                reason.label(),
-                series.statistics.failures(reason)
-            );
-        }
-    }
-}
-
-fn head(page: &mut String, family: &Family) {
-    let kind = match family.kind {
-        Kind::Counter => "counter",
-        Kind::Gauge => "gauge",
-        Kind::Histogram => "histogram",
-    };
-    let _ = write!(page, "# HELP {0} {1}\n# TYPE {0} {kind}\n", family.name, family.help);
-}
-
-fn escape_label(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+fn key(family: Family, labels: &[(&'static str, &'static str)]) -> Key {
+    let labels: Vec<_> = labels.iter().map(|&(name, word)| Label::new(name, word)).collect();
+    Key::from_parts(family.name, labels)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::statistics::ModelStatistics;
 
     #[test]
     fn a_page_has_each_family_once_and_a_series_a_model() {
@@ -228,5 +239,85 @@ mod tests {
         assert!(page.contains("roundhouse_model_loads_total{outcome=\"ok\"} 1"), "{page}");
         assert!(page.contains("roundhouse_model_load_seconds_bucket{le=\"0.025\"} 1"), "{page}");
         assert!(page.contains("nv_cpu_memory_total_bytes 42"), "{page}");
+    }
+
+    #[test]
+    fn what_has_not_happened_yet_is_on_the_page_as_zero() {
+        let page = ServerMetrics::new().unwrap().render(&[]);
+        for (family, labels) in FROM_THE_START {
+            let labels: Vec<_> = labels.iter().map(|(name, word)| format!("{name}=\"{word}\"")).collect();
+            let suffix = if family.kind == Kind::Histogram { "_count" } else { "" };
+            let line = format!("{}{suffix}{{{}}} 0\n", family.name, labels.join(","));
+            assert!(page.contains(&line), "{line} is not in {page}");
+        }
+        for line in ["roundhouse_loads_waiting 0\n", "roundhouse_model_lookups_total{outcome=\"miss\"} 0\n"] {
+            assert!(page.contains(line), "{line} is not in {page}");
+        }
+    }
+
+    #[test]
+    fn each_eviction_is_counted_with_its_age() {
+        let metrics = ServerMetrics::new().unwrap();
+        metrics.evicted("device", "room", Duration::from_secs(50));
+        metrics.evicted("device", "unload", Duration::from_secs(700_000));
+        metrics.evicted_unlike_lru("device");
+        let page = metrics.render(&[]);
+        for line in [
+            "roundhouse_evictions_total{tier=\"device\",reason=\"room\"} 1\n",
+            "roundhouse_evictions_total{tier=\"disk\",reason=\"room\"} 0\n",
+            "roundhouse_eviction_age_seconds_bucket{tier=\"device\",le=\"10\"} 0\n",
+            "roundhouse_eviction_age_seconds_bucket{tier=\"device\",le=\"60\"} 1\n",
+            "roundhouse_eviction_age_seconds_bucket{tier=\"device\",le=\"604800\"} 1\n",
+            "roundhouse_eviction_age_seconds_count{tier=\"device\"} 2\n",
+            "roundhouse_evictions_unlike_lru_total{tier=\"device\"} 1\n",
+        ] {
+            assert!(page.contains(line), "{line} is not in {page}");
+        }
+    }
+
+    #[test]
+    fn loads_are_counted_by_their_source_and_their_phases_timed() {
+        let metrics = ServerMetrics::new().unwrap();
+        metrics.loaded_from("remote");
+        metrics.load_phase("fetch", Duration::from_millis(1_500));
+        metrics.fetch_ended("cancelled");
+        metrics.fetched_bytes.increment(7);
+        let page = metrics.render(&[]);
+        for line in [
+            "roundhouse_model_loads_by_source_total{source=\"remote\"} 1\n",
+            "roundhouse_load_phase_seconds_sum{phase=\"fetch\"} 1.5\n",
+            "roundhouse_load_phase_seconds_count{phase=\"wait\"} 0\n",
+            "roundhouse_fetches_total{outcome=\"cancelled\"} 1\n",
+            "roundhouse_fetched_bytes_total 7\n",
+        ] {
+            assert!(page.contains(line), "{line} is not in {page}");
+        }
+    }
+
+    #[test]
+    fn a_gauge_has_a_series_for_each_of_its_labels() {
+        let metrics = ServerMetrics::new().unwrap();
+        let on = |device: &str| [("tier", "device".to_owned()), ("device", device.to_owned())];
+        metrics.set_labelled(defs::TIER_BOOKED, &on("cpu"), 5.0);
+        metrics.set_labelled(defs::TIER_BOOKED, &on("gpu:0"), 6.0);
+        metrics.set_labelled(defs::TIER_BOOKED, &on("gpu:0"), 7.0);
+        metrics.set_labelled(defs::GPU_MEMORY_USED, &[("gpu_uuid", "GPU-1".to_owned())], 8.0);
+        let page = metrics.render(&[]);
+        for line in [
+            "roundhouse_tier_booked_bytes{tier=\"device\",device=\"cpu\"} 5\n",
+            "roundhouse_tier_booked_bytes{tier=\"device\",device=\"gpu:0\"} 7\n",
+            "nv_gpu_memory_used_bytes{gpu_uuid=\"GPU-1\"} 8\n",
+            "# TYPE roundhouse_tier_booked_bytes gauge\n",
+        ] {
+            assert!(page.contains(line), "{line} is not in {page}");
+        }
+    }
+
+    #[test]
+    fn every_label_that_is_there_from_the_start_is_one_of_its_family() {
+        for (family, labels) in FROM_THE_START {
+            let names: Vec<_> = labels.iter().map(|(name, _)| *name).collect();
+            assert_eq!(names, family.labels, "{}", family.name);
+        }
     }
 }

@@ -16,6 +16,7 @@ mod lifecycle;
 mod limits;
 mod loads;
 mod metrics;
+mod operators;
 mod process;
 mod queue;
 mod scheduling;

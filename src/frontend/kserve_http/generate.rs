@@ -8,6 +8,7 @@ use http::HeaderValue;
 use http::header::CONTENT_TYPE;
 
 use super::super::json::{Cursor, Kind, Number, strings};
+use super::super::provenance::Provenance;
 use super::super::status::Failure;
 use super::super::tensor_json::{self, Limits};
 use super::infer::{LARGE_JSON, off_the_io_threads};
@@ -32,6 +33,7 @@ pub(super) async fn generate(
         .map_err(|error| Error::internal("reading a body from memory failed").with_source(error))?;
     let deadline = kserve.deadline(arrived, None, &headers);
     let handle = kserve.server().model(name, version, deadline).await?;
+    let provenance = Provenance::of(&handle);
     let members = {
         let inputs = handle.inputs.clone();
         let limits = kserve.0.tensor_limits.clone();
@@ -41,7 +43,9 @@ pub(super) async fn generate(
     inference.deadline = kserve.deadline(arrived, members.timeout, &headers);
     let answered = kserve.server().infer(&handle, inference, arrived).await;
     if !stream {
-        return Ok(document(write_members(&answered?)?));
+        let mut response = document(write_members(&answered?)?);
+        provenance.write(response.headers_mut());
+        return Ok(response);
     }
     // An error before the first event keeps its status; only the form is the stream's.
     let (status, event) = match answered.and_then(|response| write_members(&response)) {
@@ -55,6 +59,7 @@ pub(super) async fn generate(
     let mut response = Response::new(axum::body::Body::from(text));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    provenance.write(response.headers_mut());
     Ok(response)
 }
 

@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use super::super::body::{self, Body, BodyLimits};
 use super::super::classification;
 use super::super::compression::{self, Encoding};
+use super::super::provenance::Provenance;
 use super::super::status::error_response;
 use super::super::tensor_json::{self, DecodedRequest, EncodedResponse, ResponseFormat};
 use super::{Kserve, log_failure, micros, request_id};
@@ -98,6 +99,7 @@ impl Kserve {
         };
         let mut response = self.server().infer(&handle, decoded.request, arrived).await?;
         classify(&mut response, &decoded.format, &handle)?;
+        let provenance = Provenance::of(&handle);
         drop(handle);
         tracing::debug!(
             model = name,
@@ -107,7 +109,9 @@ impl Kserve {
             "inference answered"
         );
         let encoded = encode(response, decoded.format).await?;
-        answer(encoded, Encoding::for_response(headers)).await
+        let mut response = answer(encoded, Encoding::for_response(headers)).await?;
+        provenance.write(response.headers_mut());
+        Ok(response)
     }
 
     async fn decode(&self, body: Bytes, header_length: Option<usize>) -> Result<DecodedRequest> {

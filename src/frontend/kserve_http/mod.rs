@@ -25,6 +25,7 @@ use hyper::body::Incoming;
 use serde_json::{Map, Value};
 
 use self::route::{Action, ModelRoute};
+use super::admin;
 use super::body::{self, Body, BodyLimits};
 use super::compression::{self, Encoding};
 use super::status::{self, Failure, error_response};
@@ -160,6 +161,7 @@ fn header_timeout(headers: &HeaderMap) -> Option<Duration> {
 }
 
 fn router(state: Kserve) -> Router {
+    let operators = admin::router(state.server().clone());
     Router::new()
         .route("/v2", get(documents::server_metadata))
         .route("/v2/health/live", get(documents::live))
@@ -173,6 +175,7 @@ fn router(state: Kserve) -> Router {
         .route("/v2/repository/{repository}/models/{*path}", axum::routing::any(repository::named_repository))
         .fallback(|| async { not_found() })
         .with_state(state)
+        .merge(operators)
 }
 
 /// Everything below `/v2/models/` but the short way: names may have slashes in them, so the path is read by hand.

@@ -6,8 +6,9 @@ use http::Method;
 use serde_json::{Map, Value, json};
 
 use super::super::config_json;
+use super::super::percent::decode;
 use super::super::status::Failure;
-use super::{Kserve, empty, json as document, method_not_allowed, not_found, read_control, route};
+use super::{Kserve, empty, json as document, method_not_allowed, not_found, read_control};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::state::ModelState;
 use crate::model_config::ModelConfig;
@@ -49,7 +50,7 @@ async fn try_index(kserve: &Kserve, request: Request) -> Result<Response> {
 pub(super) async fn model_operation(State(kserve): State<Kserve>, request: Request) -> Response {
     let path = request.uri().path().strip_prefix("/v2/repository/models/").unwrap_or_default().to_owned();
     let Some((name, operation)) = path.rsplit_once('/') else { return not_found() };
-    let Some(name) = route::decode(name).filter(|name| !name.is_empty()) else { return not_found() };
+    let Some(name) = decode(name).filter(|name| !name.is_empty()) else { return not_found() };
     if !matches!(operation, "load" | "unload") {
         return not_found();
     }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::super::percent::decode;
 use crate::inference::Version;
 
 /// What is asked of a model.
@@ -60,29 +61,6 @@ impl<'a> ModelRoute<'a> {
         }
         Some(Self { name: decode(name)?, version, action })
     }
-}
-
-/// Undoes percent-encoding; `None` if what comes out is not UTF-8.
-pub(super) fn decode(text: &str) -> Option<Cow<'_, str>> {
-    if !text.contains('%') {
-        return Some(Cow::Borrowed(text));
-    }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        let digit = |at: usize| after.get(at).and_then(|&digit| char::from(digit).to_digit(16));
-        match (byte, digit(0), digit(1)) {
-            (b'%', Some(high), Some(low)) => {
-                bytes.push(u8::try_from(high * 16 + low).ok()?);
-                rest = &after[2..];
-            }
-            _ => {
-                bytes.push(byte);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8(bytes).ok().map(Cow::Owned)
 }
 
 #[cfg(test)]

@@ -33,8 +33,15 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
 
 /// How a command ended that ends by itself: its exit code and what it wrote to standard error.
 pub(crate) fn run(arguments: &[&str]) -> (Option<i32>, String) {
+    let (code, _, stderr) = run_for_output(arguments);
+    (code, stderr)
+}
+
+/// Like [`run`], with what it wrote to standard output in the middle.
+pub(crate) fn run_for_output(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = command(arguments).output().unwrap();
-    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
 impl Binary {
