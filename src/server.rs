@@ -248,6 +248,17 @@ impl InferenceServer {
                 self.0.metrics.set(family, bytes as f64);
             }
         }
+        self.0.models.count_uses();
+        #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
+        for book in self.0.models.books(&*self.0.monitor) {
+            let device = book.device.map_or_else(String::new, |device| device.to_string());
+            let labels = [("tier", book.tier.name().to_owned()), ("device", device)];
+            self.0.metrics.set_labelled(defs::TIER_LIMIT, &labels, book.limit as f64);
+            self.0.metrics.set_labelled(defs::TIER_BOOKED, &labels, book.booked as f64);
+            self.0.metrics.set_labelled(defs::TIER_MODELS, &labels, book.models as f64);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
+        self.0.metrics.loads_waiting.set(self.0.models.loads_waiting() as f64);
         let versions = self.resident_versions();
         let series: Vec<_> = versions
             .iter()

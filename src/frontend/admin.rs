@@ -94,7 +94,7 @@ async fn answer(server: &InferenceServer, name: &str, action: Action) -> Result<
         Action::Explain => return document(&Explained::of(&server.explain(name).await?), 1),
         Action::Residency => {}
         Action::Pin => server.pin_model(name).await?,
-        Action::Unpin => server.unpin_model(name).await?,
+        Action::Unpin => server.unpin_model(name)?,
         Action::Prefetch => server.prefetch_model(name).await?,
     }
     let row = server

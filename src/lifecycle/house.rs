@@ -1,6 +1,7 @@
 //! What is done without being asked: uses are counted, bytes measured again, models dismissed, the repository polled.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -45,12 +46,21 @@ impl ModelManager {
         }
     }
 
-    /// Counts uses, and books what the models that were used hold by now.
-    fn count(&self) {
+    /// Counts uses: for the policies, and as hits.
+    pub fn count_uses(&self) {
         let now = Instant::now();
         let hits: u64 = self.0.loader.devices.iter().map(|place| place.pool.count_uses(now)).sum();
-        self.0.metrics.lookup_hits(hits);
-        if hits == 0 {
+        if hits > 0 {
+            self.0.used.store(true, Ordering::Release);
+        }
+        let hits = hits.saturating_sub(self.0.waited.swap(0, Ordering::Relaxed));
+        self.0.metrics.lookups_hit.increment(hits);
+    }
+
+    /// Counts uses, and books what the models hold by now where there were any.
+    fn count(&self) {
+        self.count_uses();
+        if !self.0.used.swap(false, Ordering::AcqRel) {
             return;
         }
         for slot in self.0.models.load().values() {

@@ -21,7 +21,7 @@ mod view;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -98,6 +98,10 @@ struct Shared {
     dismissals: Mutex<Option<mpsc::UnboundedReceiver<Name>>>,
     /// Goes up with every change of what is where.
     generation: AtomicU64,
+    /// Uses not yet counted that had to wait for a load: no hits.
+    waited: AtomicU64,
+    /// Whether models were used since they were last measured.
+    used: AtomicBool,
 }
 
 /// A model as the repository index lists it.
@@ -125,6 +129,8 @@ impl ModelManager {
             dismissed,
             dismissals: Mutex::new(Some(dismissals)),
             generation: AtomicU64::new(0),
+            waited: AtomicU64::new(0),
+            used: AtomicBool::new(false),
         }))
     }
 
@@ -152,7 +158,7 @@ impl ModelManager {
         if let Some(handle) = self.resident(name, version)? {
             return Ok(handle);
         }
-        self.0.metrics.lookup_miss();
+        self.0.metrics.lookups_miss.increment(1);
         let waiting = self.acquire_absent(name, version, deadline);
         match deadline {
             None => waiting.await,
@@ -209,6 +215,7 @@ impl ModelManager {
             }
             if let Some(handle) = slot.pin(version)? {
                 let waited = began.elapsed();
+                self.0.waited.fetch_add(1, Ordering::Relaxed);
                 self.0.metrics.load_wait_seconds.record(waited.as_secs_f64());
                 let from = slot.story().last_load.map_or(Tier::Disk, |load| load.from);
                 return Ok(handle.after(from, waited));

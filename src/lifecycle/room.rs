@@ -61,12 +61,14 @@ pub(super) async fn reserve(
         }
         room.heard(LOOK).await;
     };
-    manager.0.metrics.evictions_unlike_lru(eviction.unlike_lru);
+    for _ in 0..eviction.unlike_lru {
+        manager.0.metrics.evicted_unlike_lru("device");
+    }
     manager.evict(eviction.victims, EvictionReason::Room, Some(name));
     while !pool.is_clear() {
         room.heard(LOOK).await;
     }
-    manager.0.metrics.room_wait(began.elapsed());
+    manager.0.metrics.room_wait_seconds.record(began.elapsed().as_secs_f64());
     Ok(lease)
 }
 

@@ -269,7 +269,7 @@ impl Slot {
         };
         metrics.loads_ok.increment(1);
         metrics.load_seconds.record(last.phases.total().as_secs_f64());
-        metrics.load_source(last.from.name());
+        metrics.loaded_from(last.from.name());
         for (phase, duration) in last.phases.each() {
             metrics.load_phase(phase, duration);
         }

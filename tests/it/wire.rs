@@ -234,7 +234,8 @@ async fn the_metrics_page() {
     }
     let page = server.inner.metrics_page();
     let is_measured = |line: &str| {
-        ["_us{", "_secs{", "_bytes ", "_seconds_"].iter().any(|part| line.contains(part)) && !line.starts_with('#')
+        ["_us{", "_secs{", "_bytes ", "_bytes{", "_seconds_"].iter().any(|part| line.contains(part))
+            && !line.starts_with('#')
     };
     // Families come in no fixed order, nor do the series of one.
     let mut families: Vec<Vec<String>> = Vec::new();
