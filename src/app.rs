@@ -1,8 +1,10 @@
 //! `App`: chooses each body of each trait, once, and runs what it built.
 
+mod parts;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,30 +12,23 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::parts::{LoadingRuntime, disk_opener, open_devices, open_pool, open_repository};
 use crate::backend::identity::Identity;
 use crate::backend::onnxruntime::{self, OnnxRuntime};
 use crate::backend::registry::{BackendRegistry, Entry};
 use crate::backend::runtime_paths::onnxruntime_path;
-use crate::cache::cost_aware::CostAware;
-use crate::cache::eviction::{EvictionPolicy, Lru};
-use crate::cache::memory_pool::{MemoryPool, Name};
-use crate::config::amount::Amount;
-use crate::config::{CacheConfig, DeviceChoice, EvictionRule, ModelControl, ServerConfig, UnknownConfigFields};
-use crate::device::allocator::LoadMeter;
-use crate::device::host::Host;
-use crate::device::monitor::DeviceMonitor;
+use crate::config::{ModelControl, ServerConfig, UnknownConfigFields};
 use crate::device::selection::select;
 use crate::error::{Error, Result};
 use crate::frontend::kserve_http::Kserve;
 use crate::frontend::{listener, metrics_http};
-use crate::inference::DeviceId;
 use crate::lifecycle::files::Files;
 use crate::lifecycle::loader::{DevicePlace, Loader};
 use crate::lifecycle::{ManagerOptions, ModelManager};
 use crate::metrics::prometheus::ServerMetrics;
 use crate::model_config::UnknownFields;
-use crate::repository::ModelRepository;
-use crate::repository::local::Local;
+use crate::repository::download::{DownloadOptions, Downloader};
+use crate::repository::s3::uri::is_s3;
 use crate::scheduler::executor::Executor;
 use crate::server::InferenceServer;
 
@@ -116,7 +111,8 @@ impl App {
     /// # Errors
     /// As [`App::build`].
     pub fn build_with(config: ServerConfig, backends: BackendRegistry) -> Result<Self> {
-        let repository = open_repository(&config.model_repository)?;
+        let loading = LoadingRuntime::start()?;
+        let repository = open_repository(&config, &loading.handle)?;
         for (name, entry) in backends.iter() {
             match entry {
                 Entry::Available(_) => tracing::info!(backend = name, "backend available"),
@@ -127,8 +123,7 @@ impl App {
         }
         let selection = select(&config.devices, &Err("this version runs models on the cpu only".to_owned()))?;
         tracing::info!(devices = ?selection.devices, reason = selection.reason, "devices chosen");
-        let monitor = Host::default();
-        let loading = LoadingRuntime::start()?;
+        let monitor = open_devices();
         let mut executors = Vec::new();
         let mut devices = Vec::new();
         for device in selection.devices {
@@ -139,12 +134,22 @@ impl App {
             devices.push(DevicePlace { pool, executor: executor.handle(), threads: config.executor_threads });
             executors.push(executor);
         }
+        let metrics = Arc::new(ServerMetrics::new()?);
+        let downloads = DownloadOptions { parts: config.fetch.parts, ..DownloadOptions::default() };
+        let downloader = Downloader::new(Arc::clone(&repository), downloads, loading.handle.clone());
+        let files = Files::new(
+            config.fetch.concurrency,
+            disk_opener(&config.cache, downloader, loading.handle.clone(), Arc::clone(&metrics)),
+        );
+        if is_s3(&config.model_repository) {
+            files.open_now()?;
+        }
         let loader = Loader {
             repository,
-            files: Files::default(),
+            files,
             retain: config.retain,
             loading: loading.handle.clone(),
-            meter: LoadMeter::default(),
+            meter: Arc::default(),
             backends: Arc::new(backends),
             devices,
             queue_capacity: config.queue_capacity,
@@ -161,7 +166,6 @@ impl App {
             room_wait: config.cache.room_wait,
             repository_poll: config.repository_poll,
         };
-        let metrics = Arc::new(ServerMetrics::new()?);
         let models = ModelManager::new(loader, options, Arc::clone(&metrics));
         let server = InferenceServer::new(models, metrics, Arc::new(monitor));
         Ok(Self { config, server, executors, loading })
@@ -246,67 +250,6 @@ impl App {
         Ok(())
     }
 }
-
-fn open_repository(uri: &str) -> Result<Arc<dyn ModelRepository>> {
-    if let Some((scheme, _)) = uri.split_once("://")
-        && scheme != "file"
-    {
-        return Err(Error::unsupported(format!(
-            "--model-repository {uri}: this version reads models from a folder, not from {scheme}"
-        )));
-    }
-    let path = PathBuf::from(uri.strip_prefix("file://").unwrap_or(uri));
-    Ok(Arc::new(Local::open(&path)?))
-}
-
-/// The book of a device's memory: as large as the configuration says, of what is free now.
-fn open_pool(config: &CacheConfig, device: DeviceId, monitor: &dyn DeviceMonitor) -> Result<MemoryPool> {
-    let memory = monitor.memory(device)?;
-    let free = memory.total.saturating_sub(memory.used);
-    let is_it = |choice: DeviceChoice| match choice {
-        DeviceChoice::Auto => false,
-        DeviceChoice::Cpu => device == DeviceId::Cpu,
-        DeviceChoice::Gpu(index) => device == DeviceId::Gpu(index),
-    };
-    let given = config.memory_limits.iter().find(|limit| is_it(limit.device)).map(|limit| limit.amount);
-    let limit = given.unwrap_or(Amount::Fraction(0.9)).of(free);
-    let policy: Box<dyn EvictionPolicy<Name>> = match config.rule {
-        EvictionRule::CostAware => Box::new(CostAware::default()),
-        EvictionRule::Lru => Box::new(Lru::default()),
-    };
-    tracing::info!(%device, limit, free, "memory for models");
-    Ok(MemoryPool::new(device, limit, config.min_residency, policy))
-}
-
-/// The threads that fetch, unpack and load: at a lower priority than those that answer. They end with it, without a
-/// wait for what still runs.
-struct LoadingRuntime {
-    handle: tokio::runtime::Handle,
-    runtime: Option<tokio::runtime::Runtime>,
-}
-
-impl LoadingRuntime {
-    fn start() -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(LOADING_THREADS)
-            .thread_name("loading")
-            .enable_all()
-            .build()
-            .map_err(|error| Error::internal("cannot start the threads that load models").with_source(error))?;
-        Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
-    }
-}
-
-impl Drop for LoadingRuntime {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
-/// Threads that drive fetches. What blocks has threads of its own.
-const LOADING_THREADS: usize = 2;
 
 /// Loads what is asked for at start. A model that fails does not keep the server from starting.
 async fn start_models(server: InferenceServer, config: ServerConfig) {

@@ -7,7 +7,7 @@
 //! - [`tensor`], [`config`]: what is computed on, and how the server is told.
 //! - [`inference`], [`telemetry`]: requests, responses, ids; log lines.
 //! - [`model_config`], [`metrics`]: Triton's `config.pbtxt`; the one table of metrics.
-//! - [`backend`], [`repository`], [`device`]: runtimes, where models come from, where they run.
+//! - [`backend`], [`repository`], [`device`]: runtimes, where models come from, where they run; [`artifact`]: archives.
 //! - [`scheduler`]: a queue for each model, threads for each device; [`cache`]: which models are on a tier, and which leave.
 //! - [`lifecycle`]: which models are in memory, and how they come and go.
 //! - [`server`]: what the server does, in the words of no protocol.
@@ -18,6 +18,7 @@
 //! must), `scheduler` runs it on a `backend`'s instance, and the response climbs the same stairs.
 
 pub mod app;
+pub mod artifact;
 pub mod backend;
 pub mod cache;
 pub mod cli;

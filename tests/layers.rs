@@ -371,9 +371,9 @@ fn file_faults(path: &str, source: &str, tokens: &[Token<'_>], mentions: &[Menti
     }
     let named = mentions.iter().filter_map(|mention| Some((mention.line, *mention.path.first()?)));
     found.extend(named.filter_map(|(line, name)| Some((line, home_fault(path, name)?))));
-    if path != "config.rs" {
+    if path != "config.rs" && !path.starts_with("config/") {
         let lines = environment_lines(tokens, mentions).into_iter();
-        found.extend(lines.map(|line| (line, "reads the environment, which only config.rs does".to_owned())));
+        found.extend(lines.map(|line| (line, "reads the environment, which only config does".to_owned())));
     }
     if !UNSAFE.iter().any(|place| stands_in(path, place)) {
         let words = tokens.iter().filter(|token| token.text == "unsafe");

@@ -56,6 +56,11 @@ pub trait Backend: Send + Sync {
         &[]
     }
 
+    /// Whether a model of this configuration has threads of its own, which its load starts.
+    fn starts_threads(&self, _config: &ModelConfig) -> bool {
+        false
+    }
+
     /// The file in a version folder that is loaded where `default_model_filename` is not set; empty for none.
     fn default_model_file(&self) -> &'static str;
 

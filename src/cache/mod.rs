@@ -5,6 +5,7 @@
 //! a lock and real bytes around it.
 
 pub mod cost_aware;
+pub mod disk;
 pub mod eviction;
 pub mod memory_pool;
 pub mod table;

@@ -1,8 +1,11 @@
 //! `roundhouse check`: what a model's configuration means, or where it is wrong.
 
-use std::io::{self, Write};
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use crate::artifact::{self, Everything, Format, HEAD, Limits};
 use crate::backend::{identity, onnxruntime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::plan::{choose_versions, guess_backend};
@@ -14,7 +17,7 @@ use crate::repository::{ModelRepository, layout};
 /// What `roundhouse check` was asked.
 #[derive(Debug, clap::Args)]
 pub struct CheckArgs {
-    /// A model's folder, a repository of such folders, or a config.pbtxt
+    /// A model's folder, a repository of such folders, a config.pbtxt, or an archive of a model
     pub path: PathBuf,
     /// Take fields outside the schema as warnings
     #[arg(long)]
@@ -30,7 +33,14 @@ pub fn run(args: &CheckArgs) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .map_err(|error| Error::internal("cannot start the asynchronous runtime").with_source(error))?;
-    let trees = runtime.block_on(trees(&args.path))?;
+    // Holds the files of an archive until they are checked.
+    let mut unpacked = None;
+    let trees = if is_archive(&args.path) {
+        let folder = unpacked.insert(TempFolder::new()?);
+        vec![archived(&args.path, &folder.0)?]
+    } else {
+        runtime.block_on(trees(&args.path))?
+    };
     let mut out = io::stdout().lock();
     let mut wrong = 0;
     for (name, tree) in &trees {
@@ -44,6 +54,52 @@ pub fn run(args: &CheckArgs) -> Result<()> {
     match (wrong, trees.len()) {
         (0, _) => Ok(()),
         (wrong, all) => Err(Error::invalid(format!("{wrong} of {all} models are wrong"))),
+    }
+}
+
+/// Whether `path` is a file that looks like an archive, by its first bytes or its name.
+fn is_archive(path: &Path) -> bool {
+    let mut head = Vec::new();
+    let is_file =
+        path.is_file() && File::open(path).is_ok_and(|file| file.take(HEAD as u64).read_to_end(&mut head).is_ok());
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    is_file && (Format::sniff(&head).is_some() || Format::of_ending(name).is_some())
+}
+
+/// The model in an archive, unpacked into `folder`.
+fn archived(path: &Path, folder: &Path) -> Result<(String, Result<ModelTree>)> {
+    let unreadable = |error: io::Error| Error::invalid(format!("cannot read {}", path.display())).with_source(error);
+    let file_name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = layout::name_of(&file_name).unwrap_or(&file_name).to_owned();
+    let file = File::open(path).map_err(unreadable)?;
+    let length = file.metadata().map_err(unreadable)?.len();
+    let unpacked = artifact::unpack(file, length, folder, &Limits::default(), &mut Everything, &mut Everything);
+    let tree = unpacked.and_then(|_| ModelTree::read_unpacked(&name, folder));
+    Ok((name, tree))
+}
+
+/// A new folder of our own for temporary files, removed when this goes.
+struct TempFolder(PathBuf);
+
+impl TempFolder {
+    fn new() -> Result<Self> {
+        let failed = |error| Error::internal("cannot create a temporary folder").with_source(error);
+        let mut attempt = 0;
+        loop {
+            let folder = std::env::temp_dir().join(format!("roundhouse-check-{}-{attempt}", std::process::id()));
+            // Never one that is there already: it may be somebody else's.
+            match DirBuilder::new().mode(0o700).create(&folder) {
+                Ok(()) => return Ok(Self(folder)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < 100 => attempt += 1,
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+}
+
+impl Drop for TempFolder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -165,4 +221,34 @@ fn describe(out: &mut impl Write, name: &str, tree: &ModelTree, config: &ModelCo
         writeln!(out, "  instances       {} x {}", group.count, group.kind.config_name())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::pack::pack;
+
+    #[test]
+    fn an_archive_is_checked_like_its_folder_and_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let model = root.path().join("digits");
+        std::fs::create_dir_all(model.join("1")).unwrap();
+        std::fs::write(model.join("config.pbtxt"), "backend: \"identity\"").unwrap();
+        // By its bytes: the name does not say that this is an archive.
+        let archive = root.path().join("digits.bin");
+        let file = File::create(&archive).unwrap();
+        assert!(pack(&model, file, Format::TarZst).is_ok() && is_archive(&archive) && !is_archive(&model));
+        let folder = TempFolder::new().unwrap();
+        let (name, tree) = archived(&archive, &folder.0).unwrap();
+        assert_eq!((name.as_str(), tree.unwrap().versions), ("digits.bin", vec![1]));
+        let path = folder.0.clone();
+        assert!(path.join("config.pbtxt").exists());
+        drop(folder);
+        assert!(!path.exists());
+
+        let broken = root.path().join("broken.tar.gz");
+        std::fs::write(&broken, "no archive").unwrap();
+        let args = CheckArgs { path: broken, allow_unknown_fields: false };
+        assert_eq!(run(&args).unwrap_err().to_string(), "1 of 1 models are wrong");
+    }
 }

@@ -2,6 +2,8 @@
 
 pub mod check;
 pub mod models;
+pub mod pack;
+mod progress;
 pub mod runtime;
 pub mod serve;
 pub mod simulate;
@@ -30,6 +32,9 @@ pub enum Command {
     Serve(Box<ServeOptions>),
     /// Say what a model's configuration means, or where it is wrong
     Check(check::CheckArgs),
+    /// Pack a model's folder into an archive that a repository can serve
+    #[command(after_help = "Example:\n  roundhouse pack models-examples/digits -o digits.tar.zst")]
+    Pack(pack::PackArgs),
     /// Show which models a running server has where; load, unload, pin or prefetch them
     Models(models::ModelsArgs),
     /// Install and list the runtimes that models need
@@ -46,6 +51,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(options) => serve::run(*options),
         Command::Check(args) => check::run(&args),
+        Command::Pack(args) => pack::run(&args),
         Command::Models(args) => models::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Runtime(args) if args.names_dir() => runtime::run(&args, Path::new("")),

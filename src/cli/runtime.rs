@@ -1,7 +1,6 @@
 //! `roundhouse runtime`: gets a runtime that is loaded at run time through pip, pinned and checked by sha256.
 
 mod install;
-mod progress;
 mod wheel;
 
 use std::ffi::OsString;
@@ -9,9 +8,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use self::install::{Outcome, install, state};
-use self::progress::Progress;
 use self::wheel::Wheel;
 use crate::backend::runtime_paths::{ONNXRUNTIME_VERSION, onnxruntime_folder, onnxruntime_path};
+use crate::cli::progress::Progress;
 use crate::error::{Error, Result};
 
 /// What `roundhouse runtime` was asked.

@@ -1,6 +1,9 @@
-//! Devices: which there are, which are used and why, and what memory they have.
+//! Devices: which there are, which are used and why, what memory they have, and what the host is asked for.
 
 pub mod allocator;
+pub mod devices;
 pub mod host;
 pub mod monitor;
+pub mod nvml;
+pub mod priority;
 pub mod selection;

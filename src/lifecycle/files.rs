@@ -1,23 +1,118 @@
 //! A model's files on this machine: where they lie in the repository's own folder, or fetched into the disk cache.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OnceCell, Semaphore};
 
 use super::Name;
 use super::loader::{LoadError, Loader};
 use super::need::Past;
+use super::plan::wanted_versions;
 use super::residency::{FetchProgress, Phases, Tier, TierBook};
-use crate::error::{Error, Result};
+use crate::cache::disk::{
+    ChooseVersions, DiskCache, DiskEntryView, DiskEvents, DiskHandle, EnsureError, FetchEnd, LoadRecord,
+};
+use crate::cache::table::Stage;
+use crate::error::{Error, ErrorKind, Result};
 use crate::inference::DeviceId;
-use crate::model_config::ModelConfig;
-use crate::repository::manifest::Fingerprint;
+use crate::metrics::prometheus::ServerMetrics;
+use crate::model_config::{ModelConfig, UnknownFields};
+use crate::repository::manifest::{Fingerprint, Form, ModelManifest};
 use crate::repository::tree::ModelTree;
 
-/// Where files are kept.
-#[derive(Default)]
-pub struct Files {}
+/// Opens the disk cache, when it is first needed. Blocking.
+pub type OpenDisk = dyn Fn() -> Result<DiskCache> + Send + Sync;
+
+/// How often a model that changes while it is fetched is resolved anew.
+const CHANGES: u32 = 4;
+
+/// Where files are kept: a disk cache that takes its folder when something is to be fetched, so that servers over plain
+/// folders need none.
+pub struct Files {
+    disk: OnceCell<DiskCache>,
+    open: Arc<OpenDisk>,
+    /// How many models are fetched at once; what is on disk waits for nobody's fetch.
+    fetches: Semaphore,
+}
+
+impl Files {
+    /// Files in the cache that `open` opens, `fetches` models at a time.
+    #[must_use]
+    pub fn new(fetches: usize, open: Arc<OpenDisk>) -> Self {
+        Self { disk: OnceCell::new(), open, fetches: Semaphore::new(fetches.clamp(1, Semaphore::MAX_PERMITS)) }
+    }
+
+    /// Opens the disk cache now. Blocking.
+    ///
+    /// # Errors
+    /// As [`DiskCache::open`].
+    pub fn open_now(&self) -> Result<()> {
+        if self.disk.get().is_none() {
+            // Another who opened it meanwhile is as good.
+            drop(self.disk.set((self.open)()?));
+        }
+        Ok(())
+    }
+
+    async fn disk(&self) -> Result<&DiskCache> {
+        let open = || async {
+            let open = Arc::clone(&self.open);
+            let opened = tokio::task::spawn_blocking(move || open()).await;
+            opened.unwrap_or_else(|panic| Err(Error::internal("opening the disk cache panicked").with_source(panic)))
+        };
+        self.disk.get_or_try_init(open).await
+    }
+
+    /// A model that is gone from the repository is gone here when its last use ends.
+    pub(super) fn forget(&self, name: &str) {
+        if let Some(disk) = self.disk.get() {
+            disk.forget(name);
+        }
+    }
+
+    /// All that is on disk or on its way there, by name.
+    pub(super) fn all_on_disk(&self) -> HashMap<String, OnDisk> {
+        let mut all: HashMap<String, OnDisk> = HashMap::new();
+        for entry in self.disk.get().map(DiskCache::entries).unwrap_or_default() {
+            let (name, entry) = OnDisk::of(entry);
+            match all.get_mut(&name) {
+                Some(known) => known.add(entry),
+                None => drop(all.insert(name, entry)),
+            }
+        }
+        all
+    }
+
+    /// What is on disk of one model.
+    pub(super) fn on_disk(&self, name: &str) -> Option<OnDisk> {
+        let entries = self.disk.get().map(DiskCache::entries).unwrap_or_default();
+        let mut found = entries.into_iter().filter(|entry| entry.name == name).map(|entry| OnDisk::of(entry).1);
+        let mut first = found.next()?;
+        found.for_each(|other| first.add(other));
+        Some(first)
+    }
+
+    pub(super) fn book(&self) -> Option<TierBook> {
+        let usage = self.disk.get()?.usage();
+        Some(TierBook {
+            tier: Tier::Disk,
+            device: None,
+            limit: usage.limit,
+            booked: usage.booked,
+            evictable: usage.evictable,
+            reserved: usage.reserved,
+            models: usage.entries,
+            used: None,
+        })
+    }
+}
 
 /// What the disk holds of a model.
+#[derive(Clone, Debug)]
 pub(super) struct OnDisk {
     pub(super) bytes: u64,
     pub(super) fingerprint: Fingerprint,
@@ -26,18 +121,21 @@ pub(super) struct OnDisk {
     pub(super) fetch: Option<FetchProgress>,
 }
 
-impl Files {
-    /// Names of models that are on disk, those after `after` alone, in no order.
-    pub(super) fn names_after(&self, _after: Option<&str>) -> Vec<String> {
-        Vec::new()
+impl OnDisk {
+    fn of(entry: DiskEntryView) -> (String, Self) {
+        let fetch = entry.progress.map(|at| FetchProgress { done: at.done, total: at.total, rate: at.rate });
+        let complete = entry.stage == Stage::Resident;
+        (entry.name, Self { bytes: entry.bytes, fingerprint: entry.fingerprint, complete, fetch })
     }
 
-    pub(super) fn on_disk(&self, _name: &str) -> Option<OnDisk> {
-        None
-    }
-
-    pub(super) fn book(&self) -> Option<TierBook> {
-        None
+    /// Another entry of the same model: an older content that is still used, or a newer one under way.
+    fn add(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        if other.complete && !self.complete {
+            self.fingerprint = other.fingerprint;
+        }
+        self.complete |= other.complete;
+        self.fetch = self.fetch.or(other.fetch);
     }
 }
 
@@ -47,51 +145,157 @@ pub(super) struct Found {
     pub(super) fingerprint: Fingerprint,
     /// Where they were when they were asked for.
     pub(super) from: Tier,
+    entry: Option<(DiskHandle, PathBuf)>,
 }
 
-/// Keeps files where a model in memory reads them.
-pub(super) struct KeptFiles {}
+/// Keeps files where a model in memory reads them: dropping it lets them be evicted.
+pub(super) struct KeptFiles(#[expect(dead_code, reason = "held for its drop")] DiskHandle);
 
 impl Loader {
-    /// The model's files, fetched where they must be; `None` where the content is what `unchanged` knows.
+    /// The model's files, fetched where they must be; `None` where the content is what `unchanged` knows. With `stale`,
+    /// what is on disk serves while the repository cannot be asked.
     pub(super) async fn find(
         &self,
         name: &Name,
         given: Option<&ModelConfig>,
         phases: &mut Phases,
+        stale: bool,
         unchanged: &(dyn Fn(Fingerprint) -> bool + Sync),
     ) -> Result<Option<Found>, LoadError> {
-        let began = Instant::now();
-        let manifest = self.repository.resolve(name).await?;
-        phases.resolve = began.elapsed();
-        let fingerprint = manifest.fingerprint();
-        if unchanged(fingerprint) {
-            return Ok(None);
+        let choose = chooser(given.cloned(), self.unknown_fields);
+        let mut changes = 0;
+        loop {
+            let began = Instant::now();
+            let manifest = match self.repository.resolve(name).await {
+                Ok(manifest) => Arc::new(manifest),
+                Err(error) => return self.without_repository(name, stale, error).await.map(Some),
+            };
+            phases.resolve += began.elapsed();
+            let fingerprint = manifest.fingerprint();
+            if unchanged(fingerprint) {
+                return Ok(None);
+            }
+            if manifest.local.is_some() && manifest.form != Form::Archive {
+                let read = self.loading.spawn_blocking(move || ModelTree::of(&manifest)).await;
+                let tree = read.unwrap_or_else(|panic| Err(broken(panic)))?;
+                return Ok(Some(Found { tree, fingerprint, from: Tier::Disk, entry: None }));
+            }
+            let fetching = Instant::now();
+            match self.ensure(&manifest, &choose).await {
+                Ok((handle, from)) => {
+                    if from == Tier::Remote {
+                        phases.fetch += fetching.elapsed();
+                    }
+                    return Ok(Some(self.found(handle, from).await?));
+                }
+                Err(EnsureError::Changed) if changes < CHANGES => changes += 1,
+                Err(error) => return Err(error.into_error().into()),
+            }
         }
-        let _ = given;
-        let read = self.loading.spawn_blocking(move || ModelTree::of(&manifest)).await;
-        let tree = read
-            .unwrap_or_else(|panic| Err(Error::internal("reading the model's folder panicked").with_source(panic)))?;
-        Ok(Some(Found { tree, fingerprint, from: Tier::Disk }))
     }
+
+    async fn ensure(
+        &self,
+        manifest: &Arc<ModelManifest>,
+        choose: &Arc<ChooseVersions>,
+    ) -> Result<(DiskHandle, Tier), EnsureError> {
+        let disk = self.files.disk().await.map_err(EnsureError::Failed)?;
+        // Closed only with the process.
+        let _turn = match disk.holds(&manifest.name, manifest.fingerprint()) {
+            true => None,
+            false => self.files.fetches.acquire().await.ok(),
+        };
+        let fetched = AtomicBool::new(false);
+        let handle = disk.ensure(manifest, choose, &|_| fetched.store(true, Ordering::Relaxed)).await?;
+        let from = if fetched.load(Ordering::Relaxed) { Tier::Remote } else { Tier::Disk };
+        Ok((handle, from))
+    }
+
+    /// The repository cannot be asked, or has no such model.
+    async fn without_repository(&self, name: &Name, stale: bool, error: Error) -> Result<Found, LoadError> {
+        if error.kind() == ErrorKind::NotFound {
+            self.files.forget(name);
+            return Err(error.into());
+        }
+        let on_disk = self.files.disk.get().filter(|_| stale && error.kind() == ErrorKind::RepositoryFailed);
+        let Some(handle) = on_disk.and_then(|disk| disk.newest(name)) else { return Err(error.into()) };
+        tracing::warn!(model = %name, error = %error.report(), "the repository cannot be asked: what is on disk serves");
+        Ok(self.found(handle, Tier::Disk).await?)
+    }
+
+    async fn found(&self, handle: DiskHandle, from: Tier) -> Result<Found> {
+        let read = move || {
+            let (tree, derived) = (handle.tree()?, handle.derived()?);
+            let unnamed = || Error::internal("an entry of the disk cache does not name its content");
+            let fingerprint = handle.fingerprint().ok_or_else(unnamed)?;
+            Ok(Found { tree, fingerprint, from, entry: Some((handle, derived)) })
+        };
+        self.loading.spawn_blocking(read).await.unwrap_or_else(|panic| Err(broken(panic)))
+    }
+}
+
+/// The versions that a configuration's text, or the given configuration, wants.
+fn chooser(given: Option<ModelConfig>, unknown: UnknownFields) -> Arc<ChooseVersions> {
+    Arc::new(move |text, available| wanted_versions(given.as_ref(), text, available, unknown))
+}
+
+fn broken(panic: tokio::task::JoinError) -> Error {
+    Error::internal("reading the model's folder panicked").with_source(panic)
 }
 
 impl Found {
     /// Where a backend may keep what it made of them.
     pub(super) fn derived(&self) -> Option<PathBuf> {
-        None
+        self.entry.as_ref().map(|(_, derived)| derived.clone())
+    }
+
+    /// Whether they lie in the disk cache.
+    pub(super) const fn is_cached(&self) -> bool {
+        self.entry.is_some()
     }
 
     /// What an earlier load of them came to, as noted beside them.
-    pub(super) fn past(&self, _device: DeviceId) -> Option<Past> {
-        None
+    pub(super) fn past(&self, device: DeviceId) -> Option<Past> {
+        let (handle, _) = self.entry.as_ref()?;
+        handle.history(&device.to_string()).map(|load| Past { bytes: load.bytes, seconds: load.seconds })
     }
 
     /// Notes beside them what a load came to.
-    pub(super) fn remember(&self, _device: DeviceId, _past: Past) {}
+    pub(super) fn remember(&self, device: DeviceId, past: Past) {
+        if let Some((handle, _)) = &self.entry {
+            handle.note_load(&device.to_string(), LoadRecord { bytes: past.bytes, seconds: past.seconds });
+        }
+    }
+
+    /// Books what a backend made of them. Blocking.
+    pub(super) fn measure_derived(&self) {
+        if let Some((handle, _)) = &self.entry
+            && let Err(error) = handle.measure_derived()
+        {
+            tracing::debug!(error = %error.report(), "no room on disk for what was made of a model's files");
+        }
+    }
 
     /// Keeps them as long as the model lives, where it reads them.
-    pub(super) fn keep(self, _keeps_files: bool) -> Option<KeptFiles> {
-        None
+    pub(super) fn keep(self, keeps_files: bool) -> Option<KeptFiles> {
+        self.entry.filter(|_| keeps_files).map(|(handle, _)| KeptFiles(handle))
+    }
+}
+
+/// Tells the metrics what the disk cache does.
+pub struct DiskMetrics(pub Arc<ServerMetrics>);
+
+impl DiskEvents for DiskMetrics {
+    fn fetched(&self, end: FetchEnd, bytes: u64, _seconds: f64) {
+        self.0.fetched_bytes.increment(bytes);
+        self.0.fetch_ended(match end {
+            FetchEnd::Done => "ok",
+            FetchEnd::Failed => "failed",
+            FetchEnd::Cancelled => "cancelled",
+        });
+    }
+
+    fn evicted(&self, _bytes: u64, age: Duration, _idle: Duration) {
+        self.0.evicted(Tier::Disk.name(), "room", age);
     }
 }

@@ -176,7 +176,6 @@ impl Drop for ModelHandle {
 /// The loaded versions of a model, ascending; at least one.
 pub struct Resident {
     pub(super) versions: SmallVec<[Arc<LoadedVersion>; 1]>,
-    pub(super) home: Arc<Home>,
     pub(super) pool: MemoryPool,
     pub(super) lease: Mutex<Option<MemoryLease>>,
     /// Bytes of the lease without what runs have taken since.

@@ -23,7 +23,7 @@ use crate::cache::eviction::Weight;
 use crate::cache::memory_pool::{MemoryLease, MemoryPool};
 use crate::cache::table::Eviction;
 use crate::config;
-use crate::device::allocator::LoadMeter;
+use crate::device::allocator::Meter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::{DeviceId, Version};
 use crate::model_config::{ModelConfig, UnknownFields};
@@ -68,7 +68,7 @@ pub struct Loader {
     /// Where the work of loading runs: threads of a lower priority than those that answer.
     pub loading: tokio::runtime::Handle,
     /// Attributes the host's memory to loads.
-    pub meter: LoadMeter,
+    pub meter: Arc<Meter>,
 }
 
 /// Why a load ended without a fresh copy of the model.
@@ -137,7 +137,8 @@ impl Loader {
             let resident = slot.resident();
             !given_config && resident.is_some_and(|old| old.fingerprint == fingerprint && !old.given_config)
         };
-        let found = self.find(name, given.as_ref(), &mut phases, &unchanged).await?;
+        let stale = slot.resident().is_none();
+        let found = self.find(name, given.as_ref(), &mut phases, stale, &unchanged).await?;
         let Some(files) = found else { return Err(LoadError::Unchanged) };
         let failed = |versions: Vec<Version>| move |error| LoadError::Failed { versions, error };
         let planned = {
@@ -190,10 +191,14 @@ impl Loader {
                 return Err(LoadError::Abandoned);
             }
             let loading = {
-                let (plan, home, meter) = (Arc::clone(&plan), Arc::clone(&home), self.meter.clone());
+                let (plan, home, meter) = (Arc::clone(&plan), Arc::clone(&home), Arc::clone(&self.meter));
                 move || meter.measure(|| load_version(&plan, version, began, &home))
             };
-            let result = self.loading.spawn_blocking(loading).await;
+            // Threads that a runtime starts have the priority of the one that starts them, and those will answer.
+            let result = match plan.backend.starts_threads(&plan.config) {
+                true => tokio::task::spawn_blocking(loading).await,
+                false => self.loading.spawn_blocking(loading).await,
+            };
             let (result, growth) = result.unwrap_or_else(|panic| (Err(panicked(panic)), None));
             match result {
                 Ok(version) => versions.push(Arc::new(version)),
@@ -214,7 +219,6 @@ impl Loader {
         let seconds = (phases.resolve + phases.initialise).as_secs_f64();
         let resident = Resident {
             versions,
-            home,
             loaded_bytes,
             exact,
             fingerprint,
@@ -240,17 +244,23 @@ impl Loader {
             manager.0.history.lock().record(fingerprint, plan.place.device(), past);
             files.remember(plan.place.device(), past);
         }
-        *resident.files.lock() = files.keep(keeps_files);
+        if files.is_cached() {
+            let measured = self.loading.spawn_blocking(move || {
+                files.measure_derived();
+                files.keep(keeps_files)
+            });
+            *resident.files.lock() = measured.await.ok().flatten();
+        }
         let last = LastLoad { at: std::time::SystemTime::now(), from, phases, bytes };
         Ok((resident, last))
     }
 
     /// Frees what was loaded of a model that does not come to be: it comes as a whole or not at all.
     async fn discard(&self, manager: &ModelManager, versions: Versions, lease: MemoryLease) {
-        let (trimmer, bytes) = (manager.0.trimmer.clone(), lease.bytes());
+        let (trimmer, bytes) = (Arc::clone(&manager.0.trimmer), lease.bytes());
         let freed = self.loading.spawn_blocking(move || {
             drop(versions);
-            trimmer.freed(bytes);
+            trimmer.trim(bytes);
         });
         // It is gone either way.
         let _freed = freed.await;

@@ -92,7 +92,7 @@ struct Shared {
     models: ArcSwap<Snapshot>,
     gate: LoadGate,
     history: Mutex<History>,
-    trimmer: Trimmer,
+    trimmer: Arc<Trimmer>,
     /// Models that fell idle and are not to be kept.
     dismissed: mpsc::UnboundedSender<Name>,
     dismissals: Mutex<Option<mpsc::UnboundedReceiver<Name>>>,
@@ -125,7 +125,7 @@ impl ModelManager {
             models: ArcSwap::from_pointee(Snapshot::new()),
             gate: LoadGate::new(options.load_concurrency),
             history: Mutex::default(),
-            trimmer: Trimmer::default(),
+            trimmer: Arc::default(),
             dismissed,
             dismissals: Mutex::new(Some(dismissals)),
             generation: AtomicU64::new(0),

@@ -8,7 +8,7 @@ use super::residency::Retention;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::inference::{DeviceId, Version};
-use crate::model_config::{self, InstanceKind, ModelConfig, VersionPolicy};
+use crate::model_config::{self, InstanceKind, ModelConfig, UnknownFields, VersionPolicy};
 use crate::repository::layout;
 use crate::repository::tree::ModelTree;
 
@@ -118,21 +118,24 @@ impl Loader {
             .cloned()
             .ok_or_else(|| Error::invalid(format!("model '{name}' asks for a device that --device does not allow")))
     }
+}
 
-    /// The versions that a configuration's text, or the given configuration, wants of those there are.
-    pub(super) fn wanted_versions(
-        &self,
-        given: Option<&ModelConfig>,
-        text: Option<&str>,
-        available: &[Version],
-    ) -> Result<Vec<Version>> {
-        let policy = match (given, text) {
-            (Some(config), _) => config.version_policy.clone(),
-            (None, Some(text)) => model_config::parse(text, self.unknown_fields)?.config.version_policy,
-            (None, None) => VersionPolicy::Latest(1),
-        };
-        Ok(choose_versions(&policy, available))
-    }
+/// The versions that a configuration's text, or the given configuration, wants of those there are.
+///
+/// # Errors
+/// `InvalidArgument` for a text that is no configuration.
+pub fn wanted_versions(
+    given: Option<&ModelConfig>,
+    text: Option<&str>,
+    available: &[Version],
+    unknown: UnknownFields,
+) -> Result<Vec<Version>> {
+    let policy = match (given, text) {
+        (Some(config), _) => config.version_policy.clone(),
+        (None, Some(text)) => model_config::parse(text, unknown)?.config.version_policy,
+        (None, None) => VersionPolicy::Latest(1),
+    };
+    Ok(choose_versions(&policy, available))
 }
 
 /// A parameter of a model that is read here.

@@ -436,9 +436,9 @@ async fn dispose(manager: &ModelManager, resident: Arc<Resident>) {
         Arc::clone(version).dispose(&manager.0.loader.loading).await;
     }
     let bytes = resident.booked();
-    let trimmer = manager.0.trimmer.clone();
+    let trimmer = Arc::clone(&manager.0.trimmer);
     // It is freed; that the system has it as well is for the sake of others on the machine.
-    let _trimmed = manager.0.loader.loading.spawn_blocking(move || trimmer.freed(bytes)).await;
+    let _trimmed = manager.0.loader.loading.spawn_blocking(move || trimmer.trim(bytes)).await;
     // The page of metrics or of residency may look at it yet: the bytes come back all the same.
     resident.give_back();
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use super::files::OnDisk;
 use super::need::need;
 use super::residency::{Explanation, ModelResidency, ResidencyPage, ResidencyQuery, Retention, Tier, TierBook};
 use super::slot::Slot;
@@ -23,9 +24,10 @@ impl ModelManager {
             names.retain(|name| ***name > **after);
         }
         names.sort_unstable();
-        let on_disk = self.0.loader.files.names_after(query.after.as_deref());
+        let on_disk = self.0.loader.files.all_on_disk();
+        let is_after = |name: &&String| query.after.as_ref().is_none_or(|after| *name > after);
         let mut all: BTreeSet<&str> = names.iter().map(|name| &***name).collect();
-        all.extend(on_disk.iter().map(String::as_str));
+        all.extend(on_disk.keys().filter(is_after).map(String::as_str));
         let mut rows = Vec::new();
         let mut next = None;
         for name in all {
@@ -33,7 +35,7 @@ impl ModelManager {
                 next = rows.last().map(|row: &ModelResidency| row.name.clone());
                 break;
             }
-            let row = self.row(name, models.get(name).map(Arc::as_ref));
+            let row = self.row(name, models.get(name).map(Arc::as_ref), on_disk.get(name));
             if query.since.is_none_or(|since| row.generation > since) {
                 rows.push(row);
             }
@@ -46,7 +48,8 @@ impl ModelManager {
     pub fn model_residency(&self, name: &str) -> Option<ModelResidency> {
         let models = self.0.models.load();
         let slot = models.get(name).map(Arc::as_ref);
-        (slot.is_some() || self.0.loader.files.on_disk(name).is_some()).then(|| self.row(name, slot))
+        let disk = self.0.loader.files.on_disk(name);
+        (slot.is_some() || disk.is_some()).then(|| self.row(name, slot, disk.as_ref()))
     }
 
     /// The books of the tiers.
@@ -75,13 +78,12 @@ impl ModelManager {
         self.0.gate.waiting()
     }
 
-    fn row(&self, name: &str, slot: Option<&Slot>) -> ModelResidency {
+    fn row(&self, name: &str, slot: Option<&Slot>, disk: Option<&OnDisk>) -> ModelResidency {
         let states = slot.map(Slot::states).unwrap_or_default();
         let resident = slot.and_then(Slot::resident);
         let story = slot.map(Slot::story).unwrap_or_default();
-        let disk = self.0.loader.files.on_disk(name);
         let entry = resident.as_ref().and_then(|resident| resident.pool.entry(&slot?.name));
-        let tier = match (&resident, &disk) {
+        let tier = match (&resident, disk) {
             (Some(_), _) => Tier::Device,
             (None, Some(disk)) if disk.complete => Tier::Disk,
             (None, _) => Tier::Remote,
@@ -110,11 +112,11 @@ impl ModelManager {
             device: resident.as_ref().map(|resident| resident.pool.device()),
             device_bytes: resident.as_ref().map_or(0, |resident| resident.booked()),
             host_bytes: 0,
-            disk_bytes: disk.as_ref().map_or(0, |disk| disk.bytes),
+            disk_bytes: disk.map_or(0, |disk| disk.bytes),
             fingerprint: resident
                 .as_ref()
                 .map(|resident| resident.fingerprint.to_string())
-                .or_else(|| disk.as_ref().map(|disk| disk.fingerprint.to_string())),
+                .or_else(|| disk.map(|disk| disk.fingerprint.to_string())),
             retention: if pinned { Retention::Pinned } else { retention },
             in_use: resident.as_ref().map_or(0, |resident| resident.in_use()),
             last_use,
@@ -137,7 +139,7 @@ impl ModelManager {
             Some(row) => row,
             None => {
                 self.0.loader.repository.resolve(name).await?;
-                self.row(name, None)
+                self.row(name, None, None)
             }
         };
         let slot = self.0.models.load().get(name).cloned();

@@ -30,6 +30,10 @@ const FILES: &[&str] = &[
     "plain/20/model.onnx",
     "plain/007/model.onnx",
     "plain/notes/read.me",
+    "plain-2/1/model.onnx",
+    "plain.v2/1/model.onnx",
+    "plain2.zip",
+    "100% a+b & c/1/weights = more.onnx",
     "team/region/deep/config.pbtxt",
     "team/region/deep/1/weights",
     "unconfigured/2/model.onnx",
@@ -46,12 +50,16 @@ const FILES: &[&str] = &[
 ];
 
 const MODELS: &[&str] = &[
+    "100% a+b & c",
     "config_only",
     "file",
     "folder",
     "größe und mehr",
     "packed",
     "plain",
+    "plain-2",
+    "plain.v2",
+    "plain2",
     "team/region/deep",
     "team/zipped",
     "torch",
@@ -128,6 +136,12 @@ async fn every_model_resolves_under_its_key(repository: &dyn ModelRepository) ->
     assert_eq!(paths(&resolve(repository, "unconfigured").await?), ["2/model.onnx"]);
     assert_eq!(paths(&resolve(repository, "config_only").await?), ["config.pbtxt"]);
     assert_eq!(paths(&resolve(repository, "folder").await?), ["model.onnx"]);
+    for sibling in ["plain-2", "plain.v2"] {
+        assert_eq!(paths(&resolve(repository, sibling).await?), ["1/model.onnx"], "{sibling} is a model of its own");
+    }
+    let odd = resolve(repository, "100% a+b & c").await?;
+    assert_eq!(paths(&odd), ["1/weights = more.onnx"]);
+    assert_eq!(read(repository, &odd, 0, 0..odd.bytes()).await?, b"100% a+b & c/1/weights = more.onnx");
     for (name, key) in [("file", "file.onnx"), ("file.onnx", "file.onnx"), ("torch", "torch.pt")] {
         let manifest = resolve(repository, name).await?;
         assert_eq!((manifest.form, manifest.key.as_str()), (Form::File, key), "{name}");
@@ -147,8 +161,21 @@ async fn refusal(repository: &dyn ModelRepository, name: &str) -> Option<ErrorKi
 }
 
 async fn what_is_no_model_is_not_found(repository: &dyn ModelRepository) {
-    let absent =
-        ["nowhere", "no_model", "team", "team/region", "plain/notes", "read.me", "plain/config.pbtxt/x", "Plain"];
+    let absent = [
+        "nowhere",
+        "no_model",
+        "plai",
+        "plain.",
+        "plain-",
+        "plain/1",
+        "plain/007",
+        "team",
+        "team/region",
+        "plain/notes",
+        "read.me",
+        "plain/config.pbtxt/x",
+        "Plain",
+    ];
     for name in absent {
         assert_eq!(refusal(repository, name).await, Some(ErrorKind::NotFound), "{name}");
     }
@@ -178,6 +205,10 @@ async fn changes_are_seen(tree: &dyn Tree) -> Result<()> {
     let config = paths(&before).iter().position(|path| *path == "config.pbtxt").unwrap_or_default();
     let stale = repository.fetch(&before, config, 0..1).await;
     assert!(matches!(stale, Err(FetchError::Changed)), "what was replaced is not fetched for what was there before");
+    assert_eq!(refusal(repository, "newcomer").await, Some(ErrorKind::NotFound));
+    tree.put("newcomer.tar", b"new").await?;
+    assert_eq!(paths(&resolve(repository, "newcomer").await?), ["newcomer.tar"], "what was not there may come");
+    tree.remove("newcomer.tar").await?;
     tree.remove("plain/21").await?;
     tree.remove("plain/20").await?;
     let smaller = resolve(repository, "plain").await?;

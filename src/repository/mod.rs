@@ -2,13 +2,16 @@
 
 #[cfg(any(test, feature = "test-util"))]
 pub mod conformance;
+pub mod download;
 #[cfg(any(test, feature = "test-util"))]
 pub mod faulty;
 pub mod layout;
 pub mod local;
 pub mod manifest;
+pub mod s3;
 pub mod tree;
 
+use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -37,6 +40,24 @@ impl FetchError {
                     .with_retryable(true)
             }
             Self::Failed(error) => error,
+        }
+    }
+}
+
+impl fmt::Display for FetchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Changed => f.write_str("the object changed in the repository"),
+            Self::Failed(error) => fmt::Display::fmt(error, f),
+        }
+    }
+}
+
+impl std::error::Error for FetchError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Changed => None,
+            Self::Failed(error) => error.source(),
         }
     }
 }

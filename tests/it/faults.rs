@@ -8,7 +8,6 @@ use roundhouse::backend::registry::BackendRegistry;
 use roundhouse::cache::cost_aware::CostAware;
 use roundhouse::cache::memory_pool::MemoryPool;
 use roundhouse::config::ModelControl;
-use roundhouse::device::allocator::LoadMeter;
 use roundhouse::error::{Error, ErrorKind};
 use roundhouse::inference::{Deadline, DeviceId};
 use roundhouse::lifecycle::files::Files;
@@ -42,7 +41,7 @@ impl Scripted {
         let loader = Loader {
             repository: Arc::clone(&repository) as Arc<_>,
             backends: Arc::new(BackendRegistry::default().with(Arc::new(gated.clone()))),
-            files: Files::default(),
+            files: Files::new(1, Arc::new(|| Err(Error::internal("nothing is fetched here")))),
             devices: vec![DevicePlace {
                 pool: MemoryPool::new(DeviceId::Cpu, 1 << 30, Duration::ZERO, Box::new(CostAware::default())),
                 executor: executor.handle(),
@@ -50,7 +49,7 @@ impl Scripted {
             }],
             retain: true,
             loading: tokio::runtime::Handle::current(),
-            meter: LoadMeter::default(),
+            meter: Arc::default(),
             queue_capacity: 8,
             unknown_fields: UnknownFields::Deny,
         };

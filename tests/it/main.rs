@@ -9,6 +9,7 @@
 )]
 
 mod conformance;
+mod devices;
 mod drain;
 mod eviction;
 mod faults;
@@ -19,6 +20,7 @@ mod metrics;
 mod operators;
 mod process;
 mod queue;
+mod s3;
 mod scheduling;
 mod start;
 mod support;

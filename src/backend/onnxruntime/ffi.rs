@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::{DataType, Shape, Tensor, push_string};
 
 /// Turns a status into our error; the status is released.
-fn check(status: ort_sys::OrtStatusPtr) -> Result<()> {
+pub(super) fn check(status: ort_sys::OrtStatusPtr) -> Result<()> {
     // SAFETY: every caller passes the status an API function has just returned, once.
     unsafe { ort::Error::result_from_status(status) }.map_err(|error| {
         let kind = match error.code() {
@@ -92,7 +92,7 @@ impl<'a> Value<'a> {
         // Inputs are not written by `Run`.
         check(unsafe {
             (ort::api().CreateTensorWithDataAsOrtValue)(
-                cpu_memory()?.0.as_ptr(),
+                cpu_memory()?.pointer(),
                 address.cast_mut().cast::<c_void>(),
                 tensor.data().len(),
                 dims.as_ptr(),
@@ -286,7 +286,13 @@ pub(super) fn run(
     values.into_iter().collect()
 }
 
-struct CpuMemory(NonNull<ort_sys::OrtMemoryInfo>);
+pub(super) struct CpuMemory(NonNull<ort_sys::OrtMemoryInfo>);
+
+impl CpuMemory {
+    pub(super) const fn pointer(&self) -> *const ort_sys::OrtMemoryInfo {
+        self.0.as_ptr().cast_const()
+    }
+}
 
 // SAFETY: a memory info is an immutable description.
 unsafe impl Send for CpuMemory {}
@@ -294,7 +300,7 @@ unsafe impl Send for CpuMemory {}
 unsafe impl Sync for CpuMemory {}
 
 /// The description of host memory, made once and never released.
-fn cpu_memory() -> Result<&'static CpuMemory> {
+pub(super) fn cpu_memory() -> Result<&'static CpuMemory> {
     static MEMORY: OnceLock<Result<CpuMemory>> = OnceLock::new();
     MEMORY
         .get_or_init(|| {

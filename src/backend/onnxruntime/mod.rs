@@ -4,7 +4,12 @@
 //! models a spinning pool burned twenty times the CPU of the work itself. The instances of a model on the CPU share one
 //! session, so that weights are in memory once however many instances there are.
 
+mod arena;
+#[cfg(any(test, feature = "test-util"))]
+pub mod encode;
+mod external;
 mod ffi;
+mod optimised;
 mod session;
 
 use std::num::NonZeroUsize;
@@ -90,6 +95,10 @@ impl Backend for OnnxRuntime {
         &[INTRA_OP_THREADS]
     }
 
+    fn starts_threads(&self, config: &ModelConfig) -> bool {
+        config.parameters.contains_key(INTRA_OP_THREADS)
+    }
+
     fn default_model_file(&self) -> &'static str {
         "model.onnx"
     }
@@ -100,7 +109,14 @@ impl Backend for OnnxRuntime {
         }
         let file = model_file(files, config)?;
         let threads = config.parameters.get(INTRA_OP_THREADS).map(|text| thread_count(text)).transpose()?;
-        Ok(Box::new(session::OnnxModel::load(self.environment, &file, threads.flatten())?))
+        let source = session::Source {
+            environment: self.environment,
+            file: &file,
+            version: files.version,
+            threads: threads.flatten(),
+            derived: files.derived.as_deref(),
+        };
+        Ok(Box::new(session::OnnxModel::load(&source)?))
     }
 }
 
@@ -143,15 +159,17 @@ mod tests {
 
     use super::*;
     use crate::backend::runtime_paths::{ONNXRUNTIME_INSTALL, onnxruntime_path};
-    use crate::backend::{Batch, Execution};
+    use crate::backend::{Batch, Execution, ModelMemory};
     use crate::config::default_runtime_dir;
     use crate::inference::NamedTensor;
     use crate::tensor::{DataType, Shape, Tensor};
 
-    fn load(file: &str) -> Result<Box<dyn Model>> {
+    pub(super) fn backend() -> OnnxRuntime {
         let library = onnxruntime_path(&default_runtime_dir().unwrap());
-        let backend = OnnxRuntime::open(&library, 2)
-            .unwrap_or_else(|error| panic!("{}: run `{ONNXRUNTIME_INSTALL}`", error.report()));
+        OnnxRuntime::open(&library, 2).unwrap_or_else(|error| panic!("{}: run `{ONNXRUNTIME_INSTALL}`", error.report()))
+    }
+
+    fn load(file: &str) -> Result<Box<dyn Model>> {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
         let files = ModelFiles {
             directory: file.parent().unwrap().to_owned(),
@@ -160,14 +178,14 @@ mod tests {
             model_file: Some(file),
             derived: None,
         };
-        backend.load(&files, &ModelConfig::minimal("test", NAME), DeviceId::Cpu)
+        backend().load(&files, &ModelConfig::minimal("test", NAME), DeviceId::Cpu)
     }
 
-    fn named(name: &str, tensor: Tensor) -> NamedTensor {
+    pub(super) fn named(name: &str, tensor: Tensor) -> NamedTensor {
         NamedTensor { name: name.into(), tensor }
     }
 
-    fn run(model: &dyn Model, inputs: &[NamedTensor], outputs: &[usize]) -> Result<Execution> {
+    pub(super) fn run(model: &dyn Model, inputs: &[NamedTensor], outputs: &[usize]) -> Result<Execution> {
         model.instance()?.execute(&Batch { inputs, outputs })
     }
 
@@ -235,6 +253,53 @@ mod tests {
         let error = run(&*model, &inputs, &all).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument);
         assert!(error.report().contains("BOOL element 1 is 2"), "{}", error.report());
+    }
+
+    #[test]
+    fn runs_that_keep_memory_are_told_apart_from_the_load() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("model.onnx");
+        std::fs::write(&file, encode::products(1024, 1)).unwrap();
+        let model = load(file.to_str().unwrap()).unwrap();
+        assert_eq!(model.memory(), ModelMemory::Runs(0));
+        assert!(!model.keeps_files());
+        let rows = |count: u32| {
+            let values = vec![1.0_f32; count as usize * 1024];
+            named("x", Tensor::from_vec(Shape::new(&[i64::from(count), 1024]), values).unwrap())
+        };
+        drop(run(&*model, &[rows(4096)], &[0]).unwrap());
+        let ModelMemory::Runs(after) = model.memory() else { panic!("the arena counts runs alone") };
+        // The answer alone is 16 MiB; the arena grows in powers of two.
+        assert!((16 << 20..=64 << 20).contains(&after), "{after}");
+        drop(run(&*model, &[rows(1)], &[0]).unwrap());
+        assert_eq!(model.memory(), ModelMemory::Runs(after), "what was taken is kept");
+        // Asked while it runs.
+        std::thread::scope(|scope| {
+            let runs = scope.spawn(|| (0..20).for_each(|_| drop(run(&*model, &[rows(64)], &[0]).unwrap())));
+            while !runs.is_finished() {
+                assert_eq!(model.memory(), ModelMemory::Runs(after));
+            }
+        });
+    }
+
+    #[test]
+    fn weights_beside_the_model_keep_its_files() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("model.onnx");
+        let graph = |location: &str| {
+            let weight = encode::external_tensor("w", &[512, 512], location);
+            let graph = encode::Graph::default().weight(&weight).input("x", &[-1, 512]).output("y", &[-1, 512]);
+            graph.node("MatMul", &["x", "w"], &["y"]).model()
+        };
+        std::fs::write(place.path().join("weights"), bytemuck::cast_slice::<f32, u8>(&vec![1.0; 512 * 512])).unwrap();
+        std::fs::write(&file, graph("weights")).unwrap();
+        let model = load(file.to_str().unwrap()).unwrap();
+        assert!(model.keeps_files());
+        let ones = named("x", Tensor::from_vec(Shape::new(&[1, 512]), vec![1.0_f32; 512]).unwrap());
+        let sums = run(&*model, &[ones], &[0]).unwrap().outputs.pop().unwrap().tensor;
+        assert_eq!(sums.data().as_ref(), bytemuck::cast_slice::<f32, u8>(&[512.0; 512]));
+        std::fs::write(&file, graph("../weights")).unwrap();
+        assert_eq!(load(file.to_str().unwrap()).err().unwrap().kind(), ErrorKind::InvalidArgument);
     }
 
     #[test]

@@ -7,16 +7,66 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ort::environment::Environment;
+use ort::logging::LogLevel;
 use ort::session::Session;
+use ort::session::builder::GraphOptimizationLevel;
 use ort::value::{Outlet, TensorElementType, ValueType};
 use smallvec::SmallVec;
 
-use super::super::{Batch, Execution, Model, ModelInstance};
-use super::ffi;
+use super::super::{Batch, Execution, Model, ModelInstance, ModelMemory};
+use super::external::Contents;
+use super::optimised::OptimisedCopy;
+use super::{arena, external, ffi};
 use crate::error::{Error, ErrorKind, Result};
-use crate::inference::{NamedTensor, NamedTensors};
+use crate::inference::{NamedTensor, NamedTensors, Version};
 use crate::model_config::complete::{RuntimeSignature, TensorSignature};
 use crate::tensor::DataType;
+
+/// A model to be loaded, and how.
+pub(super) struct Source<'a> {
+    pub(super) environment: &'a Environment,
+    pub(super) file: &'a Path,
+    pub(super) version: Version,
+    /// With a number the model has a thread pool of its own, of that many.
+    pub(super) threads: Option<NonZeroUsize>,
+    /// Where what is made of the model may be kept.
+    pub(super) derived: Option<&'a Path>,
+}
+
+/// What is done with the graph before it runs.
+#[derive(Clone, Copy)]
+pub(super) enum Rewriting<'a> {
+    /// It is rewritten for this machine.
+    Yes,
+    /// It is, and written to this file.
+    Kept(&'a Path),
+    /// This other file is loaded as it is, since it was rewritten before.
+    Done(&'a Path),
+}
+
+impl Source<'_> {
+    /// Makes the session.
+    pub(super) fn commit(&self, rewriting: Rewriting<'_>) -> ort::Result<Session> {
+        // Patterns plan memory for the largest shape seen and keep it: off halves what a session holds on to.
+        let mut builder = Session::builder(self.environment)?.with_memory_pattern(false)?;
+        if let Some(threads) = self.threads {
+            builder = builder
+                .with_independent_thread_pool()?
+                .with_intra_threads(threads.get())?
+                .with_intra_op_spinning(false)?;
+        }
+        match rewriting {
+            Rewriting::Yes => builder.commit_from_file(self.file),
+            // It warns that the copy is good for this machine alone, which its name sees to.
+            Rewriting::Kept(copy) => {
+                builder.with_optimized_model_path(copy)?.with_log_level(LogLevel::Error)?.commit_from_file(self.file)
+            }
+            Rewriting::Done(copy) => {
+                builder.with_optimization_level(GraphOptimizationLevel::Disable)?.commit_from_file(copy)
+            }
+        }
+    }
+}
 
 /// A loaded ONNX model.
 pub(super) struct OnnxModel {
@@ -25,15 +75,32 @@ pub(super) struct OnnxModel {
 
 struct Shared {
     session: Session,
+    /// What the arena held once the session was made: prepacked weights, which belong to the load.
+    arena_at_load: u64,
+    /// Whether weights lie in files beside the model, which ONNX Runtime maps.
+    maps_files: bool,
     signature: RuntimeSignature,
     input_names: Vec<CString>,
     output_names: Vec<CString>,
 }
 
 impl OnnxModel {
-    /// Loads `file`. With `threads` the model has a thread pool of its own, of that many.
-    pub(super) fn load(environment: &Environment, file: &Path, threads: Option<NonZeroUsize>) -> Result<Self> {
-        let session = commit(environment, file, threads).map_err(|error| load_error(file, &error))?;
+    /// Loads a model.
+    pub(super) fn load(source: &Source<'_>) -> Result<Self> {
+        let file = source.file;
+        // A file in ONNX Runtime's own format is no protobuf; its weights lie within.
+        let is_onnx = file.extension().is_none_or(|extension| extension != "ort");
+        let contents = if is_onnx { external::check(file)? } else { Contents::default() };
+        let copy = source.derived.and_then(|folder| OptimisedCopy::of(folder, source, contents));
+        let session = match copy {
+            Some(copy) => copy.session(source),
+            None => source.commit(Rewriting::Yes),
+        };
+        Self::of(session.map_err(|error| load_error(file, &error))?, contents)
+    }
+
+    /// The model of a session.
+    pub(super) fn of(session: Session, contents: Contents) -> Result<Self> {
         let signature = RuntimeSignature {
             inputs: session.inputs().iter().map(|input| describe("input", input)).collect::<Result<_>>()?,
             outputs: session.outputs().iter().map(|output| describe("output", output)).collect::<Result<_>>()?,
@@ -47,18 +114,11 @@ impl OnnxModel {
                 .map_err(|error| Error::invalid("a tensor of the model has a NUL in its name").with_source(error))
         };
         let (input_names, output_names) = (names(&signature.inputs)?, names(&signature.outputs)?);
-        Ok(Self { shared: Arc::new(Shared { session, signature, input_names, output_names }) })
+        let arena_at_load = arena::total_allocated(&session)?;
+        let maps_files = contents.has_external_data;
+        let shared = Shared { session, arena_at_load, maps_files, signature, input_names, output_names };
+        Ok(Self { shared: Arc::new(shared) })
     }
-}
-
-fn commit(environment: &Environment, file: &Path, threads: Option<NonZeroUsize>) -> ort::Result<Session> {
-    // Patterns plan memory for the largest shape seen and keep it: off halves what a session holds on to.
-    let mut builder = Session::builder(environment)?.with_memory_pattern(false)?;
-    if let Some(threads) = threads {
-        builder =
-            builder.with_independent_thread_pool()?.with_intra_threads(threads.get())?.with_intra_op_spinning(false)?;
-    }
-    builder.commit_from_file(file)
 }
 
 /// A model file that cannot be read is the model's fault, not the server's.
@@ -120,6 +180,16 @@ impl Model for OnnxModel {
 
     fn instance(&self) -> Result<Box<dyn ModelInstance>> {
         Ok(Box::new(OnnxInstance { shared: Arc::clone(&self.shared) }))
+    }
+
+    fn memory(&self) -> ModelMemory {
+        // That it cannot be told is no reason to stop serving: the load's own cost is on the book all the same.
+        let now = arena::total_allocated(&self.shared.session).unwrap_or(self.shared.arena_at_load);
+        ModelMemory::Runs(now.saturating_sub(self.shared.arena_at_load))
+    }
+
+    fn keeps_files(&self) -> bool {
+        self.shared.maps_files
     }
 }
 

@@ -14,11 +14,11 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use zip::ZipArchive;
 
-use super::progress::Progress;
 use super::wheel::{PROVIDERS_SHARED, Wheel};
 use crate::backend::runtime_paths::{
     ONNXRUNTIME_INSTALL, ONNXRUNTIME_LIBRARY, ONNXRUNTIME_VERSION, onnxruntime_folder,
 };
+use crate::cli::progress::Progress;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What lies in the folder of a runtime.

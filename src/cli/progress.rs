@@ -1,4 +1,4 @@
-//! How far an install is.
+//! How far something long is.
 
 use std::io::{self, IsTerminal, Write};
 

@@ -1,0 +1,73 @@
+//! What a device says of its memory, with a fake in the place of the driver's library.
+
+use roundhouse::device::devices::Devices;
+use roundhouse::device::host::Host;
+use roundhouse::device::monitor::{DeviceMemory, DeviceMonitor};
+use roundhouse::device::nvml::Nvml;
+use roundhouse::error::ErrorKind;
+use roundhouse::inference::DeviceId;
+
+use crate::support::nvml::FakeNvml;
+
+fn opened(fake: &FakeNvml) -> Devices {
+    Devices { host: Host::default(), nvml: Some(Nvml::open(Some(&fake.library())).unwrap()) }
+}
+
+#[test]
+fn gpus_tell_their_memory_and_what_of_it_is_ours() {
+    let fake = FakeNvml::saying(
+        "gpu 80000 30000 500\ngpu 40000 100 0\n\
+         process 0 self 20000\nprocess 0 1 9000\nprocess 0 self 700\nprocess 0 self -\nprocess 1 1 100\n",
+    );
+    let devices = opened(&fake);
+    assert_eq!(devices.nvml.as_ref().unwrap().gpus(), [0, 1]);
+    let memory = |gpu| devices.memory(DeviceId::Gpu(gpu));
+    assert_eq!(memory(0).unwrap(), DeviceMemory { total: 80_000, used: 30_500, ours: 20_700 });
+    assert_eq!(memory(1).unwrap(), DeviceMemory { total: 40_000, used: 100, ours: 0 });
+    assert_eq!(memory(2).unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(devices.memory(DeviceId::Cpu).unwrap().total > 80_000);
+    // The numbers are read anew each time.
+    fake.say("gpu 80000 100 500\ngpu 40000 100 0\n");
+    assert_eq!(memory(0).unwrap(), DeviceMemory { total: 80_000, used: 600, ours: 0 });
+}
+
+#[test]
+fn a_driver_that_does_not_count_by_process_still_tells_its_memory() {
+    const NOT_SUPPORTED: u32 = 3;
+    let fake = FakeNvml::saying(&format!("gpu 80000 30000 0\nprocess 0 self 5\nprocesses {NOT_SUPPORTED}\n"));
+    let memory = opened(&fake).memory(DeviceId::Gpu(0)).unwrap();
+    assert_eq!(memory, DeviceMemory { total: 80_000, used: 30_000, ours: 0 });
+}
+
+#[test]
+fn a_gpu_that_fell_off_the_bus_is_an_error_and_the_others_go_on() {
+    const GPU_LOST: u32 = 15;
+    let fake = FakeNvml::saying(&format!("gpu 80000 1 0 {GPU_LOST}\ngpu 80000 2 0\n"));
+    let devices = opened(&fake);
+    let error = devices.memory(DeviceId::Gpu(0)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Internal);
+    assert!(
+        error.report().starts_with("cannot read the memory of gpu:0: device fell off the bus"),
+        "{}",
+        error.report()
+    );
+    assert_eq!(devices.memory(DeviceId::Gpu(1)).unwrap().used, 2);
+}
+
+#[test]
+fn a_library_that_does_not_start_says_why() {
+    const DRIVER_NOT_LOADED: u32 = 9;
+    const VERSION_MISMATCH: u32 = 18;
+    let reason = |code: u32| Nvml::open(Some(&FakeNvml::saying(&format!("init {code}\n")).library())).unwrap_err();
+    assert_eq!(reason(DRIVER_NOT_LOADED), "the NVIDIA driver is not loaded");
+    assert!(reason(VERSION_MISMATCH).contains("reboot"), "{}", reason(VERSION_MISMATCH));
+    assert!(reason(999).contains("failed: an internal driver error"), "{}", reason(999));
+}
+
+#[test]
+fn a_machine_may_have_the_driver_and_no_gpu() {
+    let fake = FakeNvml::saying("");
+    let devices = opened(&fake);
+    assert!(devices.nvml.as_ref().unwrap().gpus().is_empty());
+    assert_eq!(devices.memory(DeviceId::Gpu(0)).unwrap_err().kind(), ErrorKind::NotFound);
+}
