@@ -248,6 +248,14 @@ impl InferenceServer {
                 self.0.metrics.set(family, bytes as f64);
             }
         }
+        #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
+        for gpu in self.0.monitor.gpus() {
+            if let Ok(memory) = self.0.monitor.memory(DeviceId::Gpu(gpu.index)) {
+                let labels = [("gpu_uuid", gpu.uuid)];
+                self.0.metrics.set_labelled(defs::GPU_MEMORY_TOTAL, &labels, memory.total as f64);
+                self.0.metrics.set_labelled(defs::GPU_MEMORY_USED, &labels, memory.used as f64);
+            }
+        }
         self.0.models.count_uses();
         #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
         for book in self.0.models.books(&*self.0.monitor) {

@@ -1,7 +1,7 @@
 //! All devices of this machine behind one monitor.
 
 use super::host::Host;
-use super::monitor::{DeviceMemory, DeviceMonitor};
+use super::monitor::{DeviceMemory, DeviceMonitor, GpuIdentity};
 use super::nvml::Nvml;
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
@@ -22,6 +22,10 @@ impl DeviceMonitor for Devices {
             (DeviceId::Gpu(_), Some(nvml)) => nvml.memory(device),
             (DeviceId::Gpu(_), None) => Err(Error::not_found(format!("there is no {device}: no GPU can be seen"))),
         }
+    }
+
+    fn gpus(&self) -> Vec<GpuIdentity> {
+        self.nvml.as_ref().map(DeviceMonitor::gpus).unwrap_or_default()
     }
 }
 

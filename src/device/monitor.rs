@@ -14,6 +14,15 @@ pub struct DeviceMemory {
     pub ours: u64,
 }
 
+/// A GPU, by the name that stays when others are added.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuIdentity {
+    /// Its index.
+    pub index: u32,
+    /// `GPU-` and the driver's identifier.
+    pub uuid: String,
+}
+
 /// Reads devices: NVML for GPUs, cgroup v2 and /proc for the host.
 pub trait DeviceMonitor: Send + Sync {
     /// The memory of `device`.
@@ -21,4 +30,9 @@ pub trait DeviceMonitor: Send + Sync {
     /// # Errors
     /// `NotFound` for a device this monitor does not know, `Internal` if it cannot be read.
     fn memory(&self, device: DeviceId) -> Result<DeviceMemory>;
+
+    /// The GPUs there are, used or not.
+    fn gpus(&self) -> Vec<GpuIdentity> {
+        Vec::new()
+    }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 
-use super::monitor::{DeviceMemory, DeviceMonitor};
+use super::monitor::{DeviceMemory, DeviceMonitor, GpuIdentity};
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
 
@@ -51,10 +51,12 @@ impl Nvml {
         Ok(Self { library, count })
     }
 
-    /// The GPUs by index.
-    #[must_use]
-    pub fn gpus(&self) -> Vec<u32> {
-        (0..self.count).collect()
+    /// The GPUs by index; one that does not tell its identifier is called by its index.
+    fn identities(&self) -> Vec<GpuIdentity> {
+        let uuid = |index| self.library.device_by_index(index).and_then(|gpu| gpu.uuid());
+        let gpus = (0..self.count)
+            .map(|index| GpuIdentity { index, uuid: uuid(index).unwrap_or_else(|_error| format!("gpu:{index}")) });
+        gpus.collect()
     }
 
     /// What our process holds on a GPU; zero where the driver does not say: it knows processes by their numbers outside
@@ -71,6 +73,10 @@ impl Nvml {
 }
 
 impl DeviceMonitor for Nvml {
+    fn gpus(&self) -> Vec<GpuIdentity> {
+        self.identities()
+    }
+
     fn memory(&self, device: DeviceId) -> Result<DeviceMemory> {
         let DeviceId::Gpu(index) = device else {
             return Err(Error::not_found(format!("device {device} is no GPU")));

@@ -2,7 +2,7 @@
 
 use roundhouse::device::devices::Devices;
 use roundhouse::device::host::Host;
-use roundhouse::device::monitor::{DeviceMemory, DeviceMonitor};
+use roundhouse::device::monitor::{DeviceMemory, DeviceMonitor, GpuIdentity};
 use roundhouse::device::nvml::Nvml;
 use roundhouse::error::ErrorKind;
 use roundhouse::inference::DeviceId;
@@ -20,7 +20,8 @@ fn gpus_tell_their_memory_and_what_of_it_is_ours() {
          process 0 self 20000\nprocess 0 1 9000\nprocess 0 self 700\nprocess 0 self -\nprocess 1 1 100\n",
     );
     let devices = opened(&fake);
-    assert_eq!(devices.nvml.as_ref().unwrap().gpus(), [0, 1]);
+    let named = |index, uuid: &str| GpuIdentity { index, uuid: uuid.to_owned() };
+    assert_eq!(devices.gpus(), [named(0, "GPU-fake-0"), named(1, "GPU-fake-1")]);
     let memory = |gpu| devices.memory(DeviceId::Gpu(gpu));
     assert_eq!(memory(0).unwrap(), DeviceMemory { total: 80_000, used: 30_500, ours: 20_700 });
     assert_eq!(memory(1).unwrap(), DeviceMemory { total: 40_000, used: 100, ours: 0 });
@@ -68,6 +69,6 @@ fn a_library_that_does_not_start_says_why() {
 fn a_machine_may_have_the_driver_and_no_gpu() {
     let fake = FakeNvml::saying("");
     let devices = opened(&fake);
-    assert!(devices.nvml.as_ref().unwrap().gpus().is_empty());
+    assert!(devices.gpus().is_empty());
     assert_eq!(devices.memory(DeviceId::Gpu(0)).unwrap_err().kind(), ErrorKind::NotFound);
 }

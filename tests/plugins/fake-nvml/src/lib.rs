@@ -117,6 +117,21 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, device: *m
     SUCCESS
 }
 
+/// The identifier of a GPU: `GPU-fake-` and its index.
+///
+/// # Safety
+/// `uuid` is null or has room for `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetUUID(device: *mut c_void, uuid: *mut c_char, length: c_uint) -> c_int {
+    let text = format!("GPU-fake-{}\0", index(device));
+    if uuid.is_null() || text.len() > length as usize {
+        return INSUFFICIENT_SIZE;
+    }
+    // SAFETY: the caller promises room for `length` bytes, and there are no more than that.
+    unsafe { std::ptr::copy_nonoverlapping(text.as_ptr().cast(), uuid, text.len()) };
+    SUCCESS
+}
+
 /// The memory of a GPU.
 ///
 /// # Safety
