@@ -11,6 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::Name;
 use super::files::KeptFiles;
+use super::loader::Loader;
 use super::residency::{Retention, Tier};
 use crate::backend::{Model, ModelMemory};
 use crate::cache::memory_pool::{MemoryLease, MemoryPool, Uses};
@@ -108,11 +109,13 @@ impl LoadedVersion {
     }
 
     /// Waits until the last handle is gone and frees the model, on a thread that may block.
-    pub(super) async fn dispose(self: Arc<Self>, loading: &tokio::runtime::Handle) {
+    pub(super) async fn dispose(self: Arc<Self>, loader: &Loader) {
         self.pins.retire();
         self.pins.drained().await;
         let remains = self.queue.close().await;
-        let freed = loading.spawn_blocking(move || drop(remains)).await;
+        // Memory that comes back in the middle of a load would be counted for that one.
+        let meter = Arc::clone(&loader.meter);
+        let freed = loader.loading.spawn_blocking(move || meter.measure(|| drop(remains))).await;
         if let Err(error) = freed {
             tracing::error!(model = %self.id, %error, "freeing the model failed");
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::flight::Operation;
 use super::residency::EvictionReason;
@@ -28,12 +29,16 @@ impl ModelManager {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let poll = self.0.options.repository_poll;
         let mut poll_at = poll.map(|period| tokio::time::Instant::now() + period);
+        // In a task of its own: a repository that hangs holds up nothing else. Ends with the house.
+        let mut polling: Option<AbortOnDropHandle<()>> = None;
         loop {
             tokio::select! {
                 _ = tick.tick() => {
                     self.count();
-                    if poll_at.is_some_and(|at| at <= tokio::time::Instant::now()) {
-                        self.poll().await;
+                    let is_idle = polling.as_ref().is_none_or(|task| task.is_finished());
+                    if is_idle && poll_at.is_some_and(|at| at <= tokio::time::Instant::now()) {
+                        let manager = self.clone();
+                        polling = Some(AbortOnDropHandle::new(tokio::spawn(async move { manager.poll().await })));
                         poll_at = poll.map(|period| tokio::time::Instant::now() + period);
                     }
                 }

@@ -11,7 +11,7 @@ use super::files::{Files, Found};
 use super::flight::Flight;
 use super::gate::LoadPermit;
 use super::handle::{Home, LoadedVersion, Resident};
-use super::need::{Past, Source, need};
+use super::need::{Past, Source, need, plausible};
 use super::plan::Plan;
 use super::residency::{EvictionReason, LastLoad, Phases, Retention};
 use super::room::{RoomError, reserve};
@@ -212,6 +212,7 @@ impl Loader {
         phases.initialise = initialising.elapsed();
         let exact = versions.iter().all(|version| matches!(version.memory(), Some(ModelMemory::Exact(_))));
         // Several loads at once cannot be told apart: what was known before stays.
+        let measured = measured.and_then(|growth| plausible(growth, plan.file_bytes));
         let loaded_bytes = measured.unwrap_or_else(|| lease.bytes());
         let keeps_files = versions.iter().any(|version| version.keeps_files());
         let fingerprint = files.fingerprint;
@@ -258,8 +259,9 @@ impl Loader {
     /// Frees what was loaded of a model that does not come to be: it comes as a whole or not at all.
     async fn discard(&self, manager: &ModelManager, versions: Versions, lease: MemoryLease) {
         let (trimmer, bytes) = (Arc::clone(&manager.0.trimmer), lease.bytes());
+        let meter = Arc::clone(&self.meter);
         let freed = self.loading.spawn_blocking(move || {
-            drop(versions);
+            meter.measure(|| drop(versions));
             trimmer.trim(bytes);
         });
         // It is gone either way.

@@ -181,19 +181,24 @@ impl ModelManager {
     ) -> Result<ModelHandle> {
         check_name(name)?;
         let began = Instant::now();
+        let until = deadline.map(|deadline| deadline.instant());
         loop {
             if self.0.options.control == ModelControl::Explicit && !self.0.models.load().contains_key(name) {
                 return Err(unknown(name, version));
             }
             let slot = self.slot(name);
             let waiter = match slot.enter_if_absent(self.0.options.load_retry) {
-                Entered::Wait(waiter) => waiter,
+                Entered::Wait(waiter) => {
+                    waiter.flight().wanted_by(until);
+                    waiter
+                }
                 Entered::Lead(waiter) => {
                     if self.0.options.control == ModelControl::Explicit {
                         slot.leave_unstarted();
                         self.forget_if_empty(&slot);
                         return Err(unknown(name, version));
                     }
+                    waiter.flight().wanted_by(until);
                     self.start_load(&slot, waiter.flight(), None);
                     waiter
                 }
@@ -207,7 +212,6 @@ impl ModelManager {
                     continue;
                 }
             };
-            waiter.flight().wanted_by(deadline.map(|deadline| deadline.instant()));
             match waiter.outcome().await? {
                 Outcome::Failed(error) => return Err(unavailable(name, error)),
                 Outcome::Absent => return Err(unknown(name, version)),
@@ -244,11 +248,11 @@ impl ModelManager {
             // A load that has not looked at the repository yet sees what our caller put there.
             let serves = leads
                 || (waiter.flight().operation == Operation::Load && config.is_none() && !waiter.flight().has_begun());
+            waiter.flight().wanted_by(None);
+            waiter.flight().insist();
             if leads {
                 self.start_load(&slot, waiter.flight(), config.clone());
             }
-            waiter.flight().wanted_by(None);
-            waiter.flight().insist();
             match waiter.outcome().await? {
                 Outcome::Done if serves => return Ok(()),
                 Outcome::Failed(error) if serves => {

@@ -61,6 +61,14 @@ pub fn need(past: Option<Past>, declared: Option<u64>, file_bytes: u64) -> Need 
     }
 }
 
+/// What a load of files took, by the growth of the memory in use: weights that are mapped are in no such count, so it is
+/// not less than the files. `None` where requests must have got into the count: no runtime makes that of such files.
+#[must_use]
+pub fn plausible(growth: u64, file_bytes: u64) -> Option<u64> {
+    let most = file_bytes.saturating_mul(16).saturating_add(64 << 20);
+    (growth <= most).then_some(growth.max(file_bytes))
+}
+
 /// Contents that are remembered, about 80 bytes each.
 const REMEMBERED: usize = 8_192;
 
@@ -108,6 +116,13 @@ mod tests {
         assert_eq!(need(None, Some(5), 3), Need { bytes: 5, source: Source::Declared });
         assert_eq!(need(None, None, 3), Need { bytes: 3 + GRAPH_BYTES, source: Source::Estimated });
         assert_eq!(need(None, None, u64::MAX).bytes, u64::MAX);
+    }
+
+    #[test]
+    fn a_growth_that_no_load_makes_is_not_taken_for_one() {
+        assert_eq!(plausible(5 << 20, 2 << 20), Some(5 << 20));
+        assert_eq!(plausible(1 << 20, 90 << 20), Some(90 << 20), "mapped weights do not grow malloc's count");
+        assert_eq!(plausible(1 << 30, 2 << 20), None);
     }
 
     #[test]

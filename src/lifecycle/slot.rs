@@ -433,7 +433,7 @@ impl Drop for FlightGuard {
 /// back, to the system and in the book.
 async fn dispose(manager: &ModelManager, resident: Arc<Resident>) {
     for version in resident.versions() {
-        Arc::clone(version).dispose(&manager.0.loader.loading).await;
+        Arc::clone(version).dispose(&manager.0.loader).await;
     }
     let bytes = resident.booked();
     let trimmer = Arc::clone(&manager.0.trimmer);
