@@ -260,10 +260,13 @@ impl DiskCache {
         let fingerprint = manifest.fingerprint();
         loop {
             let seen = inner.book.generation(&manifest.name, fingerprint);
-            for (id, record) in inner.book.use_content(&manifest.name, fingerprint) {
-                let handle = DiskHandle::of_use(inner, id, record);
+            // All become handles at once: a use that has begun is ended by its handle alone.
+            let uses = inner.book.use_content(&manifest.name, fingerprint);
+            let handles: Vec<_> = uses.into_iter().map(|(id, record)| DiskHandle::of_use(inner, id, record)).collect();
+            for handle in handles {
                 if handle.satisfies(choose).await.map_err(EnsureError::Failed)? {
                     handle.mark_used();
+                    inner.book.touch(&manifest.name);
                     return Ok(handle);
                 }
             }
@@ -303,6 +306,12 @@ impl DiskCache {
     #[must_use]
     pub fn usage(&self) -> DiskUsage {
         self.inner.book.usage()
+    }
+
+    /// A number that is another one when an entry has come or left.
+    #[must_use]
+    pub fn stamp(&self) -> u64 {
+        self.inner.book.stamp()
     }
 
     /// Every model that is there or on its way, in no order.

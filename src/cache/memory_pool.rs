@@ -5,7 +5,7 @@
 //! counted; everything else goes through one lock that is never held across I/O and that no request takes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -24,6 +24,9 @@ pub type Busy<'a> = &'a dyn Fn(&Name) -> bool;
 /// The least that is booked for a model: its queue, its metadata, its counters.
 pub const LEAST_BYTES: u64 = 16 << 10;
 
+/// How long a waiter for room gathers news before it looks.
+const GATHER: Duration = Duration::from_millis(1);
+
 /// Uses of one model between two counts that a policy is told of. A burst saves one load, however many requests it has.
 const MOST_TOUCHES: u32 = 8;
 
@@ -38,6 +41,8 @@ struct Pool {
     room: watch::Sender<u64>,
     waiting: AtomicUsize,
     touched: Mutex<Vec<Arc<Uses>>>,
+    /// Uses that the policy was told of and nobody has taken yet.
+    counted: AtomicU64,
 }
 
 /// Counts the uses of a model in memory.
@@ -117,6 +122,7 @@ impl MemoryPool {
             room: watch::Sender::new(0),
             waiting: AtomicUsize::new(0),
             touched: Mutex::default(),
+            counted: AtomicU64::new(0),
         }))
     }
 
@@ -137,11 +143,16 @@ impl MemoryPool {
         })
     }
 
-    /// Tells the policy what was used since the last time; how many uses there were.
-    pub fn count_uses(&self, now: Instant) -> u64 {
+    /// Tells the policy what was used; how many uses there were since this was last asked.
+    pub fn take_uses(&self, now: Instant) -> u64 {
+        self.count_uses(now);
+        self.0.counted.swap(0, Ordering::AcqRel)
+    }
+
+    fn count_uses(&self, now: Instant) {
         let touched = std::mem::take(&mut *self.0.touched.lock());
         if touched.is_empty() {
-            return 0;
+            return;
         }
         let mut table = self.0.table.lock();
         let mut sum = 0;
@@ -153,7 +164,7 @@ impl MemoryPool {
                 table.touch(&uses.name, now);
             }
         }
-        sum
+        self.0.counted.fetch_add(sum, Ordering::AcqRel);
     }
 
     /// Books `bytes` more for a model: the first, or another copy beside the one that is there.
@@ -184,6 +195,22 @@ impl MemoryPool {
     #[must_use]
     pub fn is_clear(&self) -> bool {
         self.0.table.lock().overhang() == 0
+    }
+
+    /// Chooses who leaves where more is booked than there may be, as measurements find now and then.
+    #[must_use]
+    pub fn relieve(&self, now: Instant, busy: Busy<'_>) -> Eviction<Name> {
+        let mut table = self.0.table.lock();
+        if table.booked() <= table.limit() {
+            return Eviction::default();
+        }
+        table.make_room_sparing(0, now, busy).unwrap_or_default()
+    }
+
+    /// Whether a model of so many bytes would be let in if the copy of it that is there were gone.
+    #[must_use]
+    pub fn would_fit_without(&self, name: &Name, bytes: u64, now: Instant, busy: Busy<'_>) -> bool {
+        self.0.table.lock().would_fit_without(name, bytes.max(LEAST_BYTES), now, busy)
     }
 
     /// Whether `bytes` would fit if all that is not pinned were gone.
@@ -250,10 +277,12 @@ impl MemoryPool {
 
 impl RoomWaiter {
     /// Returns once something changed for the better since it last returned, or after `at_most`: the youngest grow old
-    /// without a word.
+    /// without a word. A little later, in fact: where many models fall idle by turns, one look is as good as hundreds.
     pub async fn heard(&mut self, at_most: Duration) {
         // The sender lives as long as the pool that this holds; and who waited long enough looks as well.
-        let _either = tokio::time::timeout(at_most, self.heard.changed()).await;
+        if tokio::time::timeout(at_most, self.heard.changed()).await.is_ok() {
+            tokio::time::sleep(GATHER).await;
+        }
     }
 }
 
@@ -412,9 +441,35 @@ mod tests {
         for _ in 0..3 {
             uses.count();
         }
-        assert_eq!((pool.count_uses(Instant::now()), pool.count_uses(Instant::now()), uses.total()), (3, 0, 3));
+        assert_eq!((pool.take_uses(Instant::now()), pool.take_uses(Instant::now()), uses.total()), (3, 0, 3));
         assert_eq!(pool.line(Instant::now(), NOBODY), ["cold".into(), "hot".into()] as [Name; 2]);
         drop((cold, hot));
+    }
+
+    #[test]
+    fn what_is_over_the_limit_is_relieved_once_somebody_may_leave() {
+        let pool = pool(100 * KIB);
+        let other = load(&pool, "other", 30 * KIB);
+        let mut lease = load(&pool, "a", 50 * KIB);
+        let all: Busy<'_> = &|_| true;
+        assert!(lease.correct(90 * KIB, Instant::now(), all).is_err());
+        assert!(pool.relieve(Instant::now(), all).victims.is_empty() && !pool.is_clear());
+        let spare_a: Busy<'_> = &|name| &**name == "a";
+        assert_eq!(&*pool.relieve(Instant::now(), spare_a).victims[0].key, "other");
+        drop(other);
+        assert!(pool.is_clear() && pool.relieve(Instant::now(), NOBODY).victims.is_empty());
+    }
+
+    #[test]
+    fn a_copy_leaves_first_only_where_that_makes_room() {
+        let pool = pool(100 * KIB);
+        let (_a, _b) = (load(&pool, "a", 40 * KIB), load(&pool, "b", 50 * KIB));
+        let fits = |bytes, busy| pool.would_fit_without(&"a".into(), bytes, Instant::now(), busy);
+        let all: Busy<'_> = &|_| true;
+        assert!(fits(50 * KIB, all) && !fits(51 * KIB, all));
+        assert!(fits(100 * KIB, NOBODY) && !fits(101 * KIB, NOBODY));
+        pool.set_pinned(&"b".into(), true);
+        assert!(!fits(51 * KIB, NOBODY));
     }
 
     #[tokio::test]

@@ -308,9 +308,10 @@ impl<K: Key> CacheTable<K> {
         eviction
     }
 
-    /// The entry is there; `seconds` is what bringing it took. Its residency begins.
+    /// The entry is there, or another copy of it; `seconds` is what bringing it took. Its residency begins.
     pub fn ready(&mut self, key: &K, seconds: f64, now: Instant) {
-        if self.entries.get(key).is_none_or(|entry| entry.stage != Stage::Reserved) {
+        // A fresh copy of what is resident begins its residency anew.
+        if self.entries.get(key).is_none_or(|entry| entry.stage == Stage::Leaving) {
             return;
         }
         self.update(key, |entry| {
@@ -407,6 +408,18 @@ impl<K: Key> CacheTable<K> {
         let bytes = all.fold(0_u64, |sum, (_, entry)| sum.saturating_add(entry.weight.bytes));
         let excluded = |key: &K| self.entries.get(key).is_none_or(|entry| !may_go(key, entry));
         self.policy.victims(bytes, &excluded).unwrap_or_default()
+    }
+
+    /// Whether a newcomer of `need` bytes would be let in if `key` were gone.
+    #[must_use]
+    pub fn would_fit_without(&self, key: &K, need: u64, now: Instant, busy: &dyn Fn(&K) -> bool) -> bool {
+        let own = self.entries.get(key).map_or(0, |entry| entry.weight.bytes);
+        let others = self
+            .entries
+            .iter()
+            .filter(|(other, entry)| *other != key && entry.may_go(self.min_residency, now) && !busy(other));
+        let evictable = others.fold(0_u64, |sum, (_, entry)| sum.saturating_add(entry.weight.bytes));
+        self.booked.saturating_sub(own).saturating_sub(evictable).saturating_add(need) <= self.limit
     }
 
     /// Whether `need` bytes would fit if all that is not pinned were gone: else no wait helps.

@@ -134,6 +134,11 @@ impl Drop for Section<'_> {
 }
 
 impl Meter {
+    /// While what this returns lives, no growth is attributed to anybody: something else allocates much.
+    pub fn disturb(&self) -> impl Drop + Send + '_ {
+        Section::begin(self)
+    }
+
     /// Does the work, and says by how many bytes the memory in use has grown meanwhile: `None` where another measured
     /// section overlapped this one, or nothing can be measured (no glibc). Zero where it has shrunk.
     pub fn measure<T>(&self, work: impl FnOnce() -> T) -> (T, Option<u64>) {

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 
 use super::Name;
-use super::loader::{LoadError, Loader};
+use super::flight::Flight;
+use super::gate::LoadGate;
+use super::loader::{LoadError, Loader, panicked};
 use super::need::Past;
 use super::plan::wanted_versions;
 use super::residency::{FetchProgress, Phases, Tier, TierBook};
@@ -36,14 +38,14 @@ pub struct Files {
     disk: OnceCell<DiskCache>,
     open: Arc<OpenDisk>,
     /// How many models are fetched at once; what is on disk waits for nobody's fetch.
-    fetches: Semaphore,
+    fetches: LoadGate,
 }
 
 impl Files {
     /// Files in the cache that `open` opens, `fetches` models at a time.
     #[must_use]
     pub fn new(fetches: usize, open: Arc<OpenDisk>) -> Self {
-        Self { disk: OnceCell::new(), open, fetches: Semaphore::new(fetches.clamp(1, Semaphore::MAX_PERMITS)) }
+        Self { disk: OnceCell::new(), open, fetches: LoadGate::new(fetches) }
     }
 
     /// Opens the disk cache now. Blocking.
@@ -65,6 +67,18 @@ impl Files {
             opened.unwrap_or_else(|panic| Err(Error::internal("opening the disk cache panicked").with_source(panic)))
         };
         self.disk.get_or_try_init(open).await
+    }
+
+    /// A model in memory was used: what it was loaded from is worth keeping.
+    pub(super) fn touch(&self, name: &str) {
+        if let Some(disk) = self.disk.get() {
+            disk.touch(name);
+        }
+    }
+
+    /// A number that is another one when something came to the disk or left it.
+    pub(super) fn stamp(&self) -> u64 {
+        self.disk.get().map_or(0, DiskCache::stamp)
     }
 
     /// A model that is gone from the repository is gone here when its last use ends.
@@ -148,20 +162,29 @@ pub(super) struct Found {
     entry: Option<(DiskHandle, PathBuf)>,
 }
 
+/// What a load wants of a model's files.
+pub(super) struct Wanted<'a> {
+    /// The configuration that stands in for the repository's.
+    pub(super) given: Option<&'a ModelConfig>,
+    /// Whether what is on disk may serve while the repository cannot be asked.
+    pub(super) stale: bool,
+    /// Whether this content is in memory already.
+    pub(super) unchanged: &'a (dyn Fn(Fingerprint) -> bool + Sync),
+}
+
 /// Keeps files where a model in memory reads them: dropping it lets them be evicted.
 pub(super) struct KeptFiles(#[expect(dead_code, reason = "held for its drop")] DiskHandle);
 
 impl Loader {
-    /// The model's files, fetched where they must be; `None` where the content is what `unchanged` knows. With `stale`,
-    /// what is on disk serves while the repository cannot be asked.
+    /// The model's files, fetched where they must be; `None` where the content is known.
     pub(super) async fn find(
         &self,
+        flight: &Arc<Flight>,
         name: &Name,
-        given: Option<&ModelConfig>,
+        wanted: Wanted<'_>,
         phases: &mut Phases,
-        stale: bool,
-        unchanged: &(dyn Fn(Fingerprint) -> bool + Sync),
     ) -> Result<Option<Found>, LoadError> {
+        let Wanted { given, stale, unchanged } = wanted;
         let choose = chooser(given.cloned(), self.unknown_fields);
         let mut changes = 0;
         loop {
@@ -177,11 +200,11 @@ impl Loader {
             }
             if manifest.local.is_some() && manifest.form != Form::Archive {
                 let read = self.loading.spawn_blocking(move || ModelTree::of(&manifest)).await;
-                let tree = read.unwrap_or_else(|panic| Err(broken(panic)))?;
+                let tree = read.unwrap_or_else(|panic| Err(panicked(panic)))?;
                 return Ok(Some(Found { tree, fingerprint, from: Tier::Disk, entry: None }));
             }
             let fetching = Instant::now();
-            match self.ensure(&manifest, &choose).await {
+            match self.ensure(flight, &manifest, &choose).await {
                 Ok((handle, from)) => {
                     if from == Tier::Remote {
                         phases.fetch += fetching.elapsed();
@@ -196,14 +219,15 @@ impl Loader {
 
     async fn ensure(
         &self,
+        flight: &Arc<Flight>,
         manifest: &Arc<ModelManifest>,
         choose: &Arc<ChooseVersions>,
     ) -> Result<(DiskHandle, Tier), EnsureError> {
         let disk = self.files.disk().await.map_err(EnsureError::Failed)?;
-        // Closed only with the process.
         let _turn = match disk.holds(&manifest.name, manifest.fingerprint()) {
             true => None,
-            false => self.files.fetches.acquire().await.ok(),
+            // What a fetch holds in memory is no part of a model that is loaded meanwhile.
+            false => Some((self.files.fetches.enter(flight).await, self.meter.disturb())),
         };
         let fetched = AtomicBool::new(false);
         let handle = disk.ensure(manifest, choose, &|_| fetched.store(true, Ordering::Relaxed)).await?;
@@ -230,17 +254,13 @@ impl Loader {
             let fingerprint = handle.fingerprint().ok_or_else(unnamed)?;
             Ok(Found { tree, fingerprint, from, entry: Some((handle, derived)) })
         };
-        self.loading.spawn_blocking(read).await.unwrap_or_else(|panic| Err(broken(panic)))
+        self.loading.spawn_blocking(read).await.unwrap_or_else(|panic| Err(panicked(panic)))
     }
 }
 
 /// The versions that a configuration's text, or the given configuration, wants.
 fn chooser(given: Option<ModelConfig>, unknown: UnknownFields) -> Arc<ChooseVersions> {
     Arc::new(move |text, available| wanted_versions(given.as_ref(), text, available, unknown))
-}
-
-fn broken(panic: tokio::task::JoinError) -> Error {
-    Error::internal("reading the model's folder panicked").with_source(panic)
 }
 
 impl Found {

@@ -30,6 +30,8 @@ pub(super) enum Outcome {
     Failed(Error),
     /// There is no such model.
     Absent,
+    /// A prefetch ended on the disk, since memory is full: who wants the model asks again.
+    OnDisk,
     /// Not at all: nobody waited any more. Who joined too late asks again.
     Abandoned,
 }
@@ -54,6 +56,7 @@ pub(super) struct Flight {
     begun: AtomicBool,
     urgency: Mutex<Urgency>,
     deserted: Notify,
+    hastened: Notify,
 }
 
 impl Flight {
@@ -66,13 +69,19 @@ impl Flight {
             begun: AtomicBool::new(false),
             urgency: Mutex::new(Urgency::Prefetch),
             deserted: Notify::new(),
+            hastened: Notify::new(),
         })
     }
 
     /// Joins as a waiter. Who joins a flight that is just being given up hears `Abandoned` and asks again.
     pub(super) fn join(self: &Arc<Self>) -> Waiter {
         self.waiters.fetch_add(1, Ordering::AcqRel);
-        Waiter { outcome: self.outcome.subscribe(), flight: Arc::clone(self) }
+        Waiter { outcome: self.outcome.subscribe(), flight: Arc::clone(self), counts: true }
+    }
+
+    /// Hears the outcome without being a reason to go on.
+    pub(super) fn watch(self: &Arc<Self>) -> Waiter {
+        Waiter { outcome: self.outcome.subscribe(), flight: Arc::clone(self), counts: false }
     }
 
     /// Makes the operation go on to its end, whoever leaves.
@@ -83,8 +92,26 @@ impl Flight {
     /// Somebody waits, until `deadline` where there is one.
     pub(super) fn wanted_by(&self, deadline: Option<Instant>) {
         let urgency = deadline.map_or(Urgency::Wanted, Urgency::Until);
-        let mut most = self.urgency.lock();
-        *most = urgency.min(*most);
+        let before = {
+            let mut most = self.urgency.lock();
+            let before = *most;
+            *most = urgency.min(before);
+            before
+        };
+        if before == Urgency::Prefetch {
+            self.hastened.notify_waiters();
+        }
+    }
+
+    /// Returns when somebody waits for what was a prefetch.
+    pub(super) async fn hastened(&self) {
+        loop {
+            let notified = self.hastened.notified();
+            if self.urgency() != Urgency::Prefetch {
+                return;
+            }
+            notified.await;
+        }
     }
 
     pub(super) fn urgency(&self) -> Urgency {
@@ -129,6 +156,7 @@ impl Flight {
 pub(super) struct Waiter {
     flight: Arc<Flight>,
     outcome: watch::Receiver<Option<Outcome>>,
+    counts: bool,
 }
 
 impl Waiter {
@@ -148,7 +176,7 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        if self.flight.waiters.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.counts && self.flight.waiters.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.flight.deserted.notify_waiters();
         }
     }

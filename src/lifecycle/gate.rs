@@ -1,4 +1,5 @@
-//! How many loads run at once, and which goes next: requests before prefetches, the earliest deadline first.
+//! How many loads, or fetches, run at once, and which goes next: requests before prefetches, the earliest deadline first.
+//! Prefetches leave one place free where there are several.
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use super::flight::{Flight, Urgency};
 pub(super) struct LoadGate(Arc<Mutex<State>>);
 
 struct State {
+    places: usize,
     free: usize,
     arrived: u64,
     waiting: Vec<Waiting>,
@@ -28,7 +30,12 @@ pub(super) struct LoadPermit(Arc<Mutex<State>>);
 
 impl LoadGate {
     pub(super) fn new(places: usize) -> Self {
-        Self(Arc::new(Mutex::new(State { free: places.max(1), arrived: 0, waiting: Vec::new() })))
+        Self(Arc::new(Mutex::new(State {
+            places: places.max(1),
+            free: places.max(1),
+            arrived: 0,
+            waiting: Vec::new(),
+        })))
     }
 
     /// Loads that wait.
@@ -38,23 +45,48 @@ impl LoadGate {
 
     /// Waits for a place. Whoever stops waiting takes none.
     pub(super) async fn enter(&self, flight: &Arc<Flight>) -> LoadPermit {
-        let permit = {
-            let mut state = self.0.lock();
-            if state.free > 0 {
-                state.free -= 1;
-                return LoadPermit(Arc::clone(&self.0));
-            }
+        let mut permit = {
             let (go, permit) = oneshot::channel();
+            let mut state = self.0.lock();
             state.arrived += 1;
             let arrived = state.arrived;
             state.waiting.push(Waiting { arrived, flight: Arc::clone(flight), go });
             permit
         };
-        match permit.await {
-            Ok(permit) => permit,
-            // Not before the gate itself is gone, which this borrows.
-            Err(_closed) => std::future::pending().await,
+        admit(&self.0);
+        loop {
+            let is_prefetch = flight.urgency() == Urgency::Prefetch;
+            tokio::select! {
+                biased;
+                permit = &mut permit => match permit {
+                    Ok(permit) => return permit,
+                    // Not before the gate itself is gone, which this borrows.
+                    Err(_closed) => std::future::pending().await,
+                },
+                () = flight.hastened(), if is_prefetch => admit(&self.0),
+            }
         }
+    }
+}
+
+/// Lets in whoever may go.
+fn admit(gate: &Arc<Mutex<State>>) {
+    loop {
+        let go = {
+            let mut state = gate.lock();
+            state.waiting.retain(|waiting| !waiting.go.is_closed());
+            let urgencies: Vec<_> =
+                state.waiting.iter().map(|waiting| (waiting.flight.urgency(), waiting.arrived)).collect();
+            let Some(index) = next(&urgencies) else { return };
+            let kept = usize::from(urgencies[index].0 == Urgency::Prefetch && state.places > 1);
+            if state.free <= kept {
+                return;
+            }
+            state.free -= 1;
+            state.waiting.swap_remove(index).go
+        };
+        // Where it stopped waiting just now, the permit comes back and gives its place to the next.
+        drop(go.send(LoadPermit(Arc::clone(gate))));
     }
 }
 
@@ -65,21 +97,8 @@ fn next(waiting: &[(Urgency, u64)]) -> Option<usize> {
 
 impl Drop for LoadPermit {
     fn drop(&mut self) {
-        let go = {
-            let mut state = self.0.lock();
-            state.waiting.retain(|waiting| !waiting.go.is_closed());
-            let urgencies: Vec<_> =
-                state.waiting.iter().map(|waiting| (waiting.flight.urgency(), waiting.arrived)).collect();
-            match next(&urgencies) {
-                Some(index) => state.waiting.swap_remove(index).go,
-                None => {
-                    state.free += 1;
-                    return;
-                }
-            }
-        };
-        // Where it stopped waiting just now, the permit comes back and is dropped for the next.
-        drop(go.send(Self(Arc::clone(&self.0))));
+        self.0.lock().free += 1;
+        admit(&self.0);
     }
 }
 
@@ -140,6 +159,24 @@ mod tests {
         drop(held);
         assert!(first.as_mut().now_or_never().is_none());
         assert!(second.as_mut().now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn prefetches_leave_a_place_free() {
+        let gate = LoadGate::new(2);
+        let (one, two) = (flight(true, None), flight(true, None));
+        let held = gate.enter(&one).await;
+        let second = gate.enter(&two);
+        tokio::pin!(second);
+        assert!(second.as_mut().now_or_never().is_none());
+        let request = gate.enter(&flight(false, None)).now_or_never();
+        assert!(request.is_some());
+        drop(request);
+        assert!(second.as_mut().now_or_never().is_none());
+        // Somebody wants it now, and there is a place.
+        two.wanted_by(None);
+        assert!(second.as_mut().now_or_never().is_some());
+        drop(held);
     }
 
     #[tokio::test]

@@ -54,7 +54,7 @@ impl ModelManager {
     /// Counts uses: for the policies, and as hits.
     pub fn count_uses(&self) {
         let now = Instant::now();
-        let hits: u64 = self.0.loader.devices.iter().map(|place| place.pool.count_uses(now)).sum();
+        let hits: u64 = self.0.loader.devices.iter().map(|place| place.pool.take_uses(now)).sum();
         if hits > 0 {
             self.0.used.store(true, Ordering::Release);
         }
@@ -65,11 +65,17 @@ impl ModelManager {
     /// Counts uses, and books what the models hold by now where there were any.
     fn count(&self) {
         self.count_uses();
+        for place in &self.0.loader.devices {
+            self.relieve(&place.pool);
+        }
         if !self.0.used.swap(false, Ordering::AcqRel) {
             return;
         }
         for slot in self.0.models.load().values() {
             let Some(resident) = slot.resident() else { continue };
+            if resident.was_used() {
+                self.0.loader.files.touch(&slot.name);
+            }
             let bytes = resident.bytes_now();
             // Small changes are not worth a line in the book.
             if bytes.abs_diff(resident.booked()) > resident.booked() / 64
@@ -101,12 +107,23 @@ impl ModelManager {
     /// Looks whether the repository has something else than what is in memory.
     async fn refresh(&self, name: &Name) -> Result<()> {
         let Some(resident) = self.resident_model(name) else { return Ok(()) };
-        let unchanged = match self.0.loader.repository.resolve(name).await {
-            Ok(manifest) => manifest.fingerprint() == resident.fingerprint,
-            Err(error) if error.kind() == ErrorKind::NotFound => false,
-            Err(error) => return Err(error),
-        };
-        if unchanged || resident.given_config { Ok(()) } else { self.load(name, None).await }
+        match self.0.loader.repository.resolve(name).await {
+            Ok(manifest) => {
+                let content = manifest.fingerprint();
+                if content == resident.fingerprint || resident.given_config {
+                    return Ok(());
+                }
+                // A content that could not be loaded is not fetched at every poll.
+                let slot = self.slot(name);
+                if slot.is_polled(content) { Ok(()) } else { self.load(name, None).await }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.unload_because(name, Departure::because(EvictionReason::Deleted).of(resident.fingerprint)).await?;
+                self.0.loader.files.forget(name);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Brings a model to this machine's disk, and to memory if there is room that nobody else has. Returns when that is
@@ -116,6 +133,7 @@ impl ModelManager {
     /// The load's error.
     pub async fn prefetch(&self, name: &str) -> Result<()> {
         check_name(name)?;
+        self.0.loader.repository.expect(name);
         loop {
             if self.resident_model(name).is_some() {
                 return Ok(());
@@ -138,8 +156,8 @@ impl ModelManager {
             match waiter.outcome().await? {
                 super::Outcome::Failed(error) => return Err(error.wrap(format!("model '{name}' cannot be fetched"))),
                 super::Outcome::Absent => return Err(super::unknown(name, None)),
-                // A prefetch that ended on the disk has done its work.
-                super::Outcome::Done | super::Outcome::Abandoned if operation == Operation::Load => return Ok(()),
+                super::Outcome::OnDisk => return Ok(()),
+                super::Outcome::Done if operation == Operation::Load => return Ok(()),
                 super::Outcome::Done | super::Outcome::Abandoned => {}
             }
         }
@@ -151,16 +169,19 @@ impl ModelManager {
     /// The load's error; then it is not pinned.
     pub async fn pin(&self, name: &str) -> Result<()> {
         loop {
-            if self.resident_model(name).is_none() {
-                self.load(name, None).await?;
+            if self.resident_model(name).is_none()
+                && let Err(error) = self.load(name, None).await
+            {
+                self.unpin(name)?;
+                return Err(error);
             }
             let slot = self.slot(name);
             slot.set_pinned(true, self);
-            // Evicted between the two: a pinned one is not, so this ends.
-            if slot.resident().is_some_and(|resident| !resident.pool.is_leaving(&slot.name)) {
-                return Ok(());
+            match slot.resident() {
+                Some(resident) if !resident.pool.is_leaving(&slot.name) => return Ok(()),
+                // Chosen to leave before it was pinned: it leaves, and comes back pinned.
+                _ => self.unload_because(name, Departure::because(EvictionReason::Room)).await?,
             }
-            tokio::task::yield_now().await;
         }
     }
 

@@ -1,17 +1,18 @@
 //! From a name to loaded versions: find the files, plan, wait for a place, book memory, load, measure.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::assemble::load_version;
-use super::files::{Files, Found};
+use super::files::{Files, Found, Wanted};
 use super::flight::Flight;
 use super::gate::LoadPermit;
 use super::handle::{Home, LoadedVersion, Resident};
-use super::need::{Past, Source, need, plausible};
+use super::need::{Past, need, plausible};
 use super::plan::Plan;
 use super::residency::{EvictionReason, LastLoad, Phases, Retention};
 use super::room::{RoomError, reserve};
@@ -98,7 +99,6 @@ pub(super) struct Prepared {
     plan: Plan,
     files: Found,
     lease: MemoryLease,
-    estimated: bool,
     given_config: bool,
     _permit: LoadPermit,
 }
@@ -110,7 +110,7 @@ impl Loader {
     pub(super) async fn load(
         &self,
         manager: &ModelManager,
-        slot: &Slot,
+        slot: &Arc<Slot>,
         flight: &Arc<Flight>,
         given: Option<ModelConfig>,
     ) -> Result<(Resident, LastLoad), LoadError> {
@@ -125,7 +125,7 @@ impl Loader {
     async fn prepare(
         &self,
         manager: &ModelManager,
-        slot: &Slot,
+        slot: &Arc<Slot>,
         flight: &Arc<Flight>,
         given: Option<ModelConfig>,
     ) -> Result<Prepared, LoadError> {
@@ -138,7 +138,8 @@ impl Loader {
             !given_config && resident.is_some_and(|old| old.fingerprint == fingerprint && !old.given_config)
         };
         let stale = slot.resident().is_none();
-        let found = self.find(name, given.as_ref(), &mut phases, stale, &unchanged).await?;
+        let wanted = Wanted { given: given.as_ref(), stale, unchanged: &unchanged };
+        let found = self.find(flight, name, wanted, &mut phases).await?;
         let Some(files) = found else { return Err(LoadError::Unchanged) };
         let failed = |versions: Vec<Version>| move |error| LoadError::Failed { versions, error };
         let planned = {
@@ -149,8 +150,11 @@ impl Loader {
         let mut plan = planned.map_err(failed(files.tree.versions.clone()))?;
         plan.derived = files.derived();
         let waited = Instant::now();
-        let permit = manager.0.gate.enter(flight).await;
         let pool = &plan.place.pool;
+        if pool.is_leaving(name) {
+            // Whoever was to make room with it waits for that.
+            self.drain(manager, slot).await;
+        }
         let past = manager.0.history.lock().get(files.fingerprint, pool.device());
         let past = past.or_else(|| files.past(pool.device()));
         let need = need(past, plan.declared_bytes, plan.file_bytes);
@@ -159,17 +163,23 @@ impl Loader {
         let mut reserved = reserve(manager, pool, name, weight, beside, flight).await;
         if let Err(RoomError::OldFirst) = reserved {
             tracing::info!(model = %name, "no room for a copy beside the one that answers: that one goes first");
-            slot.drain_old(manager).await;
+            self.drain(manager, slot).await;
             reserved = reserve(manager, pool, name, weight, false, flight).await;
         }
-        let lease = reserved.map_err(|error| match error {
+        let (permit, lease) = reserved.map_err(|error| match error {
             RoomError::Failed(error) => LoadError::Failed { versions: plan.versions.clone(), error },
             RoomError::NotForPrefetch => LoadError::OnDisk,
             RoomError::OldFirst => Error::internal("a copy that is gone is in the way").into(),
         })?;
         phases.wait = waited.elapsed();
-        let estimated = need.source != Source::Measured;
-        Ok(Prepared { began, phases, plan, files, lease, estimated, given_config, _permit: permit })
+        Ok(Prepared { began, phases, plan, files, lease, given_config, _permit: permit })
+    }
+
+    /// Frees the copy that is there, to its end even if the load is given up meanwhile.
+    async fn drain(&self, manager: &ModelManager, slot: &Arc<Slot>) {
+        let (manager, slot) = (manager.clone(), Arc::clone(slot));
+        // It ends by itself; that it panicked is in the log.
+        drop(tokio::spawn(async move { slot.drain_old(&manager).await }).await);
     }
 
     async fn initialise(
@@ -179,7 +189,7 @@ impl Loader {
         flight: &Flight,
         prepared: Prepared,
     ) -> Result<(Resident, LastLoad), LoadError> {
-        let Prepared { began, mut phases, plan, files, lease, estimated, given_config, _permit } = prepared;
+        let Prepared { began, mut phases, plan, files, lease, given_config, _permit } = prepared;
         let initialising = Instant::now();
         let dismiss = (plan.retention == Retention::Transient).then(|| (Arc::clone(name), manager.0.dismissed.clone()));
         let home = Arc::new(Home { uses: lease.pool().uses(name), dismiss });
@@ -220,6 +230,8 @@ impl Loader {
         let seconds = (phases.resolve + phases.initialise).as_secs_f64();
         let resident = Resident {
             versions,
+            uses: Arc::clone(&home.uses),
+            seen: AtomicUsize::new(0),
             loaded_bytes,
             exact,
             fingerprint,
@@ -230,6 +242,12 @@ impl Loader {
             lease: Mutex::new(Some(lease)),
         };
         let bytes = resident.bytes_now();
+        // Another configuration than the repository's may make another model of the same files.
+        if (exact || measured.is_some()) && !given_config {
+            let past = Past { bytes, seconds };
+            manager.0.history.lock().record(fingerprint, plan.place.device(), past);
+            files.remember(plan.place.device(), past);
+        }
         if let Err(error) = manager.correct(name, &resident, bytes) {
             let Resident { versions, lease, .. } = resident;
             if let Some(lease) = lease.into_inner() {
@@ -239,11 +257,6 @@ impl Loader {
         }
         if let Some(lease) = &*resident.lease.lock() {
             lease.ready(seconds, Instant::now());
-        }
-        if exact || measured.is_some() || estimated {
-            let past = Past { bytes, seconds };
-            manager.0.history.lock().record(fingerprint, plan.place.device(), past);
-            files.remember(plan.place.device(), past);
         }
         if files.is_cached() {
             let measured = self.loading.spawn_blocking(move || {
@@ -292,6 +305,9 @@ impl ModelManager {
     }
 }
 
-fn panicked(panic: tokio::task::JoinError) -> Error {
+pub(super) fn panicked(panic: tokio::task::JoinError) -> Error {
+    if panic.is_cancelled() {
+        return Error::not_ready("the server is stopping");
+    }
     Error::internal("loading the model panicked").with_source(panic)
 }

@@ -33,10 +33,10 @@ use self::gate::LoadGate;
 use self::handle::{ModelHandle, Resident};
 use self::loader::Loader;
 use self::need::History;
-use self::residency::{EvictionReason, Tier};
+use self::residency::{EvictionReason, Retention, Tier};
 use self::slot::{Departure, Entered, Slot};
 use self::state::VersionStatus;
-use crate::cache::memory_pool::Name;
+use crate::cache::memory_pool::{MemoryPool, Name};
 use crate::cache::table::Victim;
 use crate::config::{Eviction, ModelControl};
 use crate::device::allocator::Trimmer;
@@ -98,6 +98,10 @@ struct Shared {
     dismissals: Mutex<Option<mpsc::UnboundedReceiver<Name>>>,
     /// Goes up with every change of what is where.
     generation: AtomicU64,
+    /// The generation in which something last vanished from the rows, which no row can say.
+    vanished: AtomicU64,
+    /// The disk's stamp in that generation, or since.
+    disk_stamp: AtomicU64,
     /// Uses not yet counted that had to wait for a load: no hits.
     waited: AtomicU64,
     /// Whether models were used since they were last measured.
@@ -129,6 +133,8 @@ impl ModelManager {
             dismissed,
             dismissals: Mutex::new(Some(dismissals)),
             generation: AtomicU64::new(0),
+            vanished: AtomicU64::new(0),
+            disk_stamp: AtomicU64::new(0),
             waited: AtomicU64::new(0),
             used: AtomicBool::new(false),
         }))
@@ -158,7 +164,6 @@ impl ModelManager {
         if let Some(handle) = self.resident(name, version)? {
             return Ok(handle);
         }
-        self.0.metrics.lookups_miss.increment(1);
         let waiting = self.acquire_absent(name, version, deadline);
         match deadline {
             None => waiting.await,
@@ -215,11 +220,12 @@ impl ModelManager {
             match waiter.outcome().await? {
                 Outcome::Failed(error) => return Err(unavailable(name, error)),
                 Outcome::Absent => return Err(unknown(name, version)),
-                Outcome::Done | Outcome::Abandoned => {}
+                Outcome::Done | Outcome::OnDisk | Outcome::Abandoned => {}
             }
             if let Some(handle) = slot.pin(version)? {
                 let waited = began.elapsed();
                 self.0.waited.fetch_add(1, Ordering::Relaxed);
+                self.0.metrics.lookups_miss.increment(1);
                 self.0.metrics.load_wait_seconds.record(waited.as_secs_f64());
                 let from = slot.story().last_load.map_or(Tier::Disk, |load| load.from);
                 return Ok(handle.after(from, waited));
@@ -234,6 +240,7 @@ impl ModelManager {
     /// The load's error; a copy that answered before goes on answering.
     pub async fn load(&self, name: &str, config: Option<ModelConfig>) -> Result<()> {
         check_name(name)?;
+        self.0.loader.repository.expect(name);
         loop {
             let slot = self.slot(name);
             let (waiter, leads) = match slot.enter(Operation::Load) {
@@ -260,7 +267,7 @@ impl ModelManager {
                 }
                 Outcome::Absent if serves => return Err(unknown(name, None)),
                 // The end of something else than was asked for here.
-                Outcome::Done | Outcome::Failed(_) | Outcome::Absent | Outcome::Abandoned => {}
+                Outcome::Done | Outcome::Failed(_) | Outcome::Absent | Outcome::OnDisk | Outcome::Abandoned => {}
             }
         }
     }
@@ -286,7 +293,7 @@ impl ModelManager {
                     let flight = Arc::clone(waiter.flight());
                     let (manager, slot, departure) = (self.clone(), Arc::clone(&slot), departure.clone());
                     drop(tokio::spawn(async move {
-                        let _guard = slot.guard(&flight);
+                        let _guard = slot.guard(&manager, &flight);
                         slot.unload(&manager, &flight, &departure).await;
                         manager.forget_if_empty(&slot);
                     }));
@@ -308,9 +315,12 @@ impl ModelManager {
     fn still_applies(&self, slot: &Slot, departure: &Departure) -> bool {
         let Some(resident) = slot.resident() else { return departure.reason == EvictionReason::Unload };
         match departure.reason {
-            EvictionReason::Unload | EvictionReason::Deleted => true,
+            EvictionReason::Unload => true,
+            EvictionReason::Deleted => departure.content.is_none_or(|content| content == resident.fingerprint),
             EvictionReason::Room | EvictionReason::Overrun => resident.pool.is_leaving(&slot.name),
-            EvictionReason::Transient => resident.in_use() == 0 && !slot.is_pinned(),
+            EvictionReason::Transient => {
+                resident.retention == Retention::Transient && resident.in_use() == 0 && !slot.is_pinned()
+            }
         }
     }
 
@@ -320,11 +330,21 @@ impl ModelManager {
         drop(tokio::spawn(async move { manager.unload_because(&name, departure).await }));
     }
 
+    /// Makes room where more is booked than there may be.
+    fn relieve(&self, pool: &MemoryPool) {
+        let automatic = self.0.options.eviction == Eviction::Automatic;
+        let eviction = pool.relieve(Instant::now(), &|name| !automatic || self.is_busy(name));
+        self.evict(eviction.victims, EvictionReason::Overrun, None);
+    }
+
     /// Carries out what the book decided.
     fn evict(&self, victims: Vec<Victim<Name>>, reason: EvictionReason, made_room_for: Option<&Name>) {
         for victim in victims {
             let age = Some((victim.age, victim.idle));
-            self.unload_soon(&victim.key, Departure { reason, made_room_for: made_room_for.cloned(), age });
+            self.unload_soon(
+                &victim.key,
+                Departure { reason, made_room_for: made_room_for.cloned(), age, content: None },
+            );
         }
     }
 
@@ -415,7 +435,10 @@ impl ModelManager {
     /// Forgets a slot that holds nothing worth knowing, so that requests for names that do not exist cost no memory.
     fn forget_if_empty(&self, slot: &Arc<Slot>) {
         self.0.models.rcu(|models| match models.get(&slot.name) {
-            Some(known) if Arc::ptr_eq(known, slot) && slot.forget_if_empty() => Arc::new(models.without(&slot.name)),
+            Some(known) if Arc::ptr_eq(known, slot) && slot.forget_if_empty() => {
+                self.0.vanished.store(self.next_generation(), Ordering::Release);
+                Arc::new(models.without(&slot.name))
+            }
             _ => Arc::clone(models),
         });
     }
@@ -423,7 +446,7 @@ impl ModelManager {
     fn start_load(&self, slot: &Arc<Slot>, flight: &Arc<flight::Flight>, config: Option<ModelConfig>) {
         let (manager, slot, flight) = (self.clone(), Arc::clone(slot), Arc::clone(flight));
         drop(tokio::spawn(async move {
-            let _guard = slot.guard(&flight);
+            let _guard = slot.guard(&manager, &flight);
             slot.load(&manager, &flight, config).await;
             manager.forget_if_empty(&slot);
         }));

@@ -234,6 +234,9 @@ pub struct TierBook {
 pub struct ResidencyPage {
     /// Goes up with every change: a page of the same generation says the same.
     pub generation: u64,
+    /// Whether rows that did not change are listed too, whatever was asked: models have vanished since that generation, and
+    /// what is not listed from here to the last page is gone.
+    pub complete: bool,
     /// The tiers.
     pub books: Vec<TierBook>,
     /// Models that are on some tier of this machine, or being brought, or that failed, ascending by name.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::flight::{Flight, Urgency};
+use super::gate::LoadPermit;
 use super::residency::EvictionReason;
 use super::{ModelManager, Name};
 use crate::cache::eviction::{NoRoom, Weight};
@@ -25,8 +26,8 @@ pub(super) enum RoomError {
 /// The longest that a wait for room goes without a look: models grow old without a word.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Books `weight` on a device and returns when it may be used: those who had to leave are gone. `beside` says that a copy
-/// of the model is there already.
+/// Takes a place among the loads and books `weight` on a device; returns when the bytes may be used: those who had to leave
+/// are gone. `beside` says that a copy of the model is there already. Whoever waits for room holds no place.
 pub(super) async fn reserve(
     manager: &ModelManager,
     pool: &MemoryPool,
@@ -34,28 +35,33 @@ pub(super) async fn reserve(
     weight: Weight,
     beside: bool,
     flight: &Arc<Flight>,
-) -> Result<MemoryLease, RoomError> {
+) -> Result<(LoadPermit, MemoryLease), RoomError> {
     let options = &manager.0.options;
     let began = Instant::now();
     let mut room = pool.wait_for_room();
-    let (lease, eviction) = loop {
+    let automatic = options.eviction == Eviction::Automatic;
+    let (permit, lease, eviction) = loop {
+        let permit = manager.0.gate.enter(flight).await;
         let prefetch = flight.urgency() == Urgency::Prefetch;
-        let may_evict = options.eviction == Eviction::Automatic && !prefetch;
-        let busy = |other: &Name| !may_evict || other == name || manager.is_busy(other);
+        let busy = |other: &Name| !automatic || prefetch || other == name || manager.is_busy(other);
         let refusal = match pool.try_reserve(name, weight, Instant::now(), &busy) {
-            Ok(reservation) => break (reservation.lease, reservation.eviction),
+            Ok(reservation) => break (permit, reservation.lease, reservation.eviction),
             Err(refusal) => refusal,
         };
-        if beside {
-            let alone = weight.bytes <= pool.book(began, &|_| true).limit;
-            return Err(if alone { RoomError::OldFirst } else { refused(manager, pool, name, refusal) });
-        }
+        drop(permit);
         if prefetch {
             return Err(RoomError::NotForPrefetch);
         }
-        let hopeless = !pool.could_fit(weight.bytes)
-            || matches!(refusal, Refusal::NeverFits { .. })
-            || (options.eviction == Eviction::External && matches!(refusal, Refusal::NoRoom(_)));
+        if beside && pool.would_fit_without(name, weight.bytes, Instant::now(), &busy) {
+            return Err(RoomError::OldFirst);
+        }
+        // A copy of its own is no hindrance, and no help, to a wait for the others.
+        let own = if beside { pool.entry(name).map_or(0, |entry| entry.weight.bytes) } else { 0 };
+        let hopeless = match refusal {
+            Refusal::NeverFits { .. } if !beside => true,
+            Refusal::NeverFits { limit, .. } => weight.bytes > limit,
+            Refusal::NoRoom(_) | Refusal::Present => !automatic || !pool.could_fit(weight.bytes.saturating_sub(own)),
+        };
         if hopeless || began.elapsed() >= options.room_wait {
             return Err(refused(manager, pool, name, refusal));
         }
@@ -65,11 +71,18 @@ pub(super) async fn reserve(
         manager.0.metrics.evicted_unlike_lru("device");
     }
     manager.evict(eviction.victims, EvictionReason::Room, Some(name));
+    let clearing = Instant::now();
     while !pool.is_clear() {
+        // A measurement may have found that more is in use than there may be: then others have to go as well.
+        manager.relieve(pool);
+        if clearing.elapsed() >= options.room_wait {
+            let no_room = NoRoom { need: weight.bytes, free: 0, evictable: 0, pinned: 0 };
+            return Err(refused(manager, pool, name, Refusal::NoRoom(no_room)));
+        }
         room.heard(LOOK).await;
     }
     manager.0.metrics.room_wait_seconds.record(began.elapsed().as_secs_f64());
-    Ok(lease)
+    Ok((permit, lease))
 }
 
 /// The refusal as an error that says what is there and what would help; the numbers are its source.

@@ -16,6 +16,7 @@ use super::{ModelManager, Name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::Version;
 use crate::model_config::ModelConfig;
+use crate::repository::manifest::Fingerprint;
 
 /// A model's place.
 pub(super) struct Slot {
@@ -42,11 +43,19 @@ pub(super) struct Departure {
     pub(super) made_room_for: Option<Name>,
     /// How long it had been there and not been asked for, where the book decided.
     pub(super) age: Option<(Duration, Duration)>,
+    /// The content that is to leave; any if `None`.
+    pub(super) content: Option<Fingerprint>,
 }
 
 impl Departure {
     pub(super) const fn because(reason: EvictionReason) -> Self {
-        Self { reason, made_room_for: None, age: None }
+        Self { reason, made_room_for: None, age: None, content: None }
+    }
+
+    /// The same for one content alone: what was loaded meanwhile stays.
+    pub(super) fn of(self, content: Fingerprint) -> Self {
+        let Self { reason, made_room_for, age, content: _ } = self;
+        Self { reason, made_room_for, age, content: Some(content) }
     }
 
     /// The reason in the repository index.
@@ -68,6 +77,8 @@ struct Control {
     pinned: bool,
     /// The residency's generation in which something last changed here.
     generation: u64,
+    /// The content that a poll last found instead of what answers.
+    polled: Option<Fingerprint>,
     /// Whether the slot is out of the manager's map, or about to be: nothing begins in it any more.
     forgotten: bool,
     flight: Option<Arc<Flight>>,
@@ -132,6 +143,11 @@ impl Slot {
         self.control.lock().generation
     }
 
+    /// Whether the last poll found this content as well; the next one will hear that.
+    pub(super) fn is_polled(&self, content: Fingerprint) -> bool {
+        self.control.lock().polled.replace(content) == Some(content)
+    }
+
     pub(super) fn failure(&self) -> Option<Error> {
         self.control.lock().failed.as_ref().map(|(_, error)| error.clone())
     }
@@ -163,6 +179,10 @@ impl Slot {
     fn repeat_pin(&self, resident: &Resident) {
         if self.is_pinned() {
             resident.pool.set_pinned(&self.name, true);
+            // Unpinned between the two.
+            if !self.is_pinned() {
+                resident.pool.set_pinned(&self.name, false);
+            }
         }
     }
 
@@ -176,7 +196,8 @@ impl Slot {
             return Entered::Forgotten;
         }
         if let Some(flight) = &control.flight {
-            return Entered::Wait(flight.join());
+            // Who wants the model gone is no reason to go on loading it.
+            return Entered::Wait(if operation == Operation::Unload { flight.watch() } else { flight.join() });
         }
         if let Some((when, error)) = &control.failed
             && when.elapsed() < remember
@@ -198,8 +219,8 @@ impl Slot {
     }
 
     /// Takes care that a flight ends whatever becomes of the task that carries it out.
-    pub(super) fn guard(self: &Arc<Self>, flight: &Arc<Flight>) -> FlightGuard {
-        FlightGuard { slot: Arc::clone(self), flight: Arc::clone(flight) }
+    pub(super) fn guard(self: &Arc<Self>, manager: &ModelManager, flight: &Arc<Flight>) -> FlightGuard {
+        FlightGuard { manager: manager.clone(), slot: Arc::clone(self), flight: Arc::clone(flight) }
     }
 
     /// Closes the slot if nothing would be lost with it, and says whether it is closed: whoever holds it yet cannot load a
@@ -214,7 +235,12 @@ impl Slot {
     }
 
     /// Carries out a load as its leader. The slot may turn out to hold nothing worth knowing.
-    pub(super) async fn load(&self, manager: &ModelManager, flight: &Arc<Flight>, config: Option<ModelConfig>) {
+    pub(super) async fn load(
+        self: &Arc<Self>,
+        manager: &ModelManager,
+        flight: &Arc<Flight>,
+        config: Option<ModelConfig>,
+    ) {
         let metrics = &manager.0.metrics;
         // A reload shows as Ready: the old copy answers on.
         {
@@ -236,8 +262,7 @@ impl Slot {
             Err(LoadError::OnDisk) => {
                 tracing::info!(model = %self.name, "prefetched to disk: there is no free memory for it");
                 self.settle(manager);
-                // Whoever joined asks again, and not as a prefetch.
-                Outcome::Abandoned
+                Outcome::OnDisk
             }
             Err(LoadError::Abandoned) => {
                 metrics.loads_cancelled.increment(1);
@@ -324,7 +349,9 @@ impl Slot {
         drop(control);
         if absent && resident {
             // What is gone from the repository is gone here once its requests are answered.
-            manager.unload_soon(&self.name, Departure::because(EvictionReason::Deleted));
+            if let Some(old) = self.resident.load_full() {
+                manager.unload_soon(&self.name, Departure::because(EvictionReason::Deleted).of(old.fingerprint));
+            }
         }
         if absent { Outcome::Absent } else { Outcome::Failed(error) }
     }
@@ -344,6 +371,7 @@ impl Slot {
         let old = {
             let mut control = self.control.lock();
             control.states.all(ModelState::Loading, "");
+            control.generation = manager.next_generation();
             self.resident.swap(None)
         };
         if let Some(old) = old {
@@ -408,6 +436,7 @@ impl Slot {
 
 /// Ends a flight that its task left open, by a panic: nobody waits for ever, and the model can be loaded again.
 pub(super) struct FlightGuard {
+    manager: ModelManager,
     slot: Arc<Slot>,
     flight: Arc<Flight>,
 }
@@ -424,6 +453,7 @@ impl Drop for FlightGuard {
                 control.states.all(ModelState::Unavailable, &text);
             }
             control.flight = None;
+            control.generation = self.manager.next_generation();
         }
         self.flight.finish(Outcome::Failed(Error::internal(text)));
     }

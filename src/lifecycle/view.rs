@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use super::files::OnDisk;
@@ -17,7 +18,13 @@ impl ModelManager {
     /// A page of rows, and the books.
     #[must_use]
     pub fn residency(&self, query: &ResidencyQuery, monitor: &dyn DeviceMonitor) -> ResidencyPage {
-        let generation = self.0.generation.load(std::sync::atomic::Ordering::Acquire);
+        let stamp = self.0.loader.files.stamp();
+        if self.0.disk_stamp.swap(stamp, Ordering::AcqRel) != stamp {
+            self.0.vanished.store(self.next_generation(), Ordering::Release);
+        }
+        let generation = self.0.generation.load(Ordering::Acquire);
+        let vanished = self.0.vanished.load(Ordering::Acquire);
+        let since = query.since.filter(|since| *since >= vanished);
         let models = self.0.models.load_full();
         let mut names: Vec<&Name> = models.keys().collect();
         if let Some(after) = &query.after {
@@ -36,11 +43,11 @@ impl ModelManager {
                 break;
             }
             let row = self.row(name, models.get(name).map(Arc::as_ref), on_disk.get(name));
-            if query.since.is_none_or(|since| row.generation > since) {
+            if since.is_none_or(|since| row.generation > since) {
                 rows.push(row);
             }
         }
-        ResidencyPage { generation, books: self.books(monitor), models: rows, next }
+        ResidencyPage { generation, complete: since.is_none(), books: self.books(monitor), models: rows, next }
     }
 
     /// One model's row; `None` where nothing is known of it here.

@@ -91,6 +91,10 @@ impl ModelRepository for Faulty {
         Box::pin(self.answer(Some(name.to_owned()), self.inner.resolve(name)))
     }
 
+    fn expect(&self, name: &str) {
+        self.inner.expect(name);
+    }
+
     fn fetch<'a>(
         &'a self,
         manifest: &'a ModelManifest,

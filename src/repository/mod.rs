@@ -76,6 +76,10 @@ pub trait ModelRepository: Send + Sync {
     /// `NotFound` if there is no such model, `RepositoryFailed` if the repository cannot be read.
     fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ModelManifest>>;
 
+    /// Somebody says that there is, or was a moment ago, a model of this name: what is remembered of its absence is
+    /// forgotten.
+    fn expect(&self, _name: &str) {}
+
     /// Begins to fetch a range of bytes of one of the manifest's objects: one request, not retried here. A stream that
     /// ends early without an error does not happen.
     ///

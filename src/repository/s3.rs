@@ -148,14 +148,16 @@ impl S3 {
     async fn resolve_here(&self, name: &str) -> Result<ModelManifest> {
         check_name(name)?;
         let absent = || Error::not_found(format!("there is no model '{name}' in the repository"));
-        if self.absent.knows(name, Instant::now()) || self.client.uri().key(name).len() > MAX_KEY_LENGTH {
+        // What is put there while the store is asked may be missed: the memory is as old as the question.
+        let asked = Instant::now();
+        if self.absent.knows(name, asked) || self.client.uri().key(name).len() > MAX_KEY_LENGTH {
             return Err(absent());
         }
         let (found, is_part) = tokio::try_join!(self.look_for(name), self.is_inside_a_model(name))?;
         match found {
             Some(manifest) if !is_part => Ok(manifest),
             _ => {
-                self.absent.remember(name, Instant::now());
+                self.absent.remember(name, asked);
                 Err(absent())
             }
         }
@@ -266,6 +268,10 @@ impl ModelRepository for S3 {
 
     fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ModelManifest>> {
         Box::pin(self.resolve_here(name))
+    }
+
+    fn expect(&self, name: &str) {
+        self.absent.forget(name);
     }
 
     fn fetch<'a>(

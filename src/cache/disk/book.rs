@@ -50,6 +50,8 @@ struct State {
     rows: HashMap<EntryId, Row>,
     names: HashMap<Arc<str>, Vec<EntryId>>,
     sequence: u64,
+    /// Entries that have left.
+    removed: u64,
     /// Entries being unlinked.
     departing: usize,
     evictions: u64,
@@ -73,7 +75,8 @@ impl Book {
     ) -> (Self, Vec<Leaving>) {
         let table = CacheTable::new(u64::MAX, min_residency, policy);
         let (rows, names) = (HashMap::new(), HashMap::new());
-        let mut state = State { table, rows, names, sequence: 0, departing: 0, evictions: 0, evicted_bytes: 0 };
+        let mut state =
+            State { table, rows, names, sequence: 0, removed: 0, departing: 0, evictions: 0, evicted_bytes: 0 };
         let now = Instant::now();
         adopted.sort_by_key(|entry| (entry.last_use, entry.id));
         let mut order: Vec<_> = adopted.iter().map(|entry| (entry.record.committed(), entry.id)).collect();
@@ -213,7 +216,7 @@ impl Book {
     pub(super) fn holds(&self, name: &str, content: Fingerprint) -> bool {
         let state = self.state.lock();
         let mut ids = state.names.get(name).into_iter().flatten();
-        ids.any(|id| state.rows.get(id).is_some_and(|row| row.fingerprint == content))
+        ids.any(|id| state.rows.get(id).is_some_and(|row| row.fingerprint == content && !row.superseded))
     }
 
     /// Takes the entry of `name` that came last into use.
@@ -310,6 +313,17 @@ impl Book {
         }
     }
 
+    /// Another number when an entry has come or left.
+    pub(super) fn stamp(&self) -> u64 {
+        let state = self.state.lock();
+        state.sequence + state.removed
+    }
+
+    /// Bytes that neither an entry nor a reservation has.
+    pub(super) fn free(&self) -> u64 {
+        self.state.lock().table.free()
+    }
+
     /// Every entry that is there.
     pub(super) fn entries(&self) -> Vec<DiskEntryView> {
         let state = self.state.lock();
@@ -348,6 +362,7 @@ impl State {
 
     fn remove(&mut self, id: EntryId) {
         let Some(row) = self.rows.remove(&id) else { return };
+        self.removed += 1;
         if let Some(ids) = self.names.get_mut(&*row.record.name) {
             ids.retain(|other| *other != id);
             if ids.is_empty() {

@@ -192,11 +192,12 @@ impl Space for Purse<'_> {
         if self.cancel.is_cancelled() {
             return Err(Error::not_ready("the fetch was given up"));
         }
-        self.taken = self.taken.saturating_add(bytes);
+        // Files take whole blocks; those of more than a step are asked for in steps of whole blocks.
+        self.taken = self.taken.saturating_add(on_disk(bytes));
         if self.taken > self.booked {
             // In steps, so that the book is not asked for each file; but nobody is evicted for more than is needed now.
             let ample = self.taken.saturating_add(self.taken / 4);
-            let free = self.draft.inner.book.usage().free;
+            let free = self.draft.inner.book.free();
             let bytes = ample.min(self.booked.saturating_add(free)).max(self.taken);
             self.draft.resize(bytes)?;
             self.booked = bytes;

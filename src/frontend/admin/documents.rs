@@ -16,6 +16,7 @@ use crate::lifecycle::residency::{
 #[derive(Serialize)]
 pub struct Page<'a> {
     generation: u64,
+    complete: bool,
     books: Books<'a>,
     models: Rows<'a>,
     next: Option<&'a str>,
@@ -27,6 +28,7 @@ impl<'a> Page<'a> {
     pub fn of(page: &'a ResidencyPage) -> Self {
         Self {
             generation: page.generation,
+            complete: page.complete,
             books: Books(&page.books),
             models: Rows(&page.models),
             next: page.next.as_deref(),

@@ -35,6 +35,10 @@ impl Memory {
         until.insert(name.to_owned(), now + self.keep);
     }
 
+    pub(super) fn forget(&self, name: &str) {
+        self.until.lock().remove(name);
+    }
+
     pub(super) fn knows(&self, name: &str, now: Instant) -> bool {
         let mut until = self.until.lock();
         match until.get(name) {
