@@ -213,10 +213,10 @@ impl MemoryPool {
         self.0.table.lock().would_fit_without(name, bytes.max(LEAST_BYTES), now, busy)
     }
 
-    /// Whether `bytes` would fit if all that is not pinned were gone.
+    /// Whether `bytes` would fit for a model if it, and all that is not pinned, were gone.
     #[must_use]
-    pub fn could_fit(&self, bytes: u64) -> bool {
-        self.0.table.lock().could_fit(bytes)
+    pub fn could_fit(&self, name: &Name, bytes: u64) -> bool {
+        self.0.table.lock().could_fit(name, bytes)
     }
 
     /// Whether the model has been chosen to leave and has not left.

@@ -422,11 +422,11 @@ impl<K: Key> CacheTable<K> {
         self.booked.saturating_sub(own).saturating_sub(evictable).saturating_add(need) <= self.limit
     }
 
-    /// Whether `need` bytes would fit if all that is not pinned were gone: else no wait helps.
+    /// Whether `need` bytes for `key` would fit if it, and all that is not pinned, were gone: else no wait helps.
     #[must_use]
-    pub fn could_fit(&self, need: u64) -> bool {
-        let pinned = self.entries.values().filter(|entry| entry.pinned);
-        let pinned = pinned.fold(0_u64, |sum, entry| sum.saturating_add(entry.weight.bytes));
+    pub fn could_fit(&self, key: &K, need: u64) -> bool {
+        let pinned = self.entries.iter().filter(|(other, entry)| *other != key && entry.pinned);
+        let pinned = pinned.fold(0_u64, |sum, (_, entry)| sum.saturating_add(entry.weight.bytes));
         pinned.saturating_add(need) <= self.limit
     }
 

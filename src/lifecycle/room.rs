@@ -55,12 +55,11 @@ pub(super) async fn reserve(
         if beside && pool.would_fit_without(name, weight.bytes, Instant::now(), &busy) {
             return Err(RoomError::OldFirst);
         }
-        // A copy of its own is no hindrance, and no help, to a wait for the others.
-        let own = if beside { pool.entry(name).map_or(0, |entry| entry.weight.bytes) } else { 0 };
         let hopeless = match refusal {
             Refusal::NeverFits { .. } if !beside => true,
-            Refusal::NeverFits { limit, .. } => weight.bytes > limit,
-            Refusal::NoRoom(_) | Refusal::Present => !automatic || !pool.could_fit(weight.bytes.saturating_sub(own)),
+            // Not both copies; one of them, maybe.
+            Refusal::NeverFits { .. } => !pool.could_fit(name, weight.bytes),
+            Refusal::NoRoom(_) | Refusal::Present => !automatic || !pool.could_fit(name, weight.bytes),
         };
         if hopeless || began.elapsed() >= options.room_wait {
             return Err(refused(manager, pool, name, refusal));

@@ -216,6 +216,42 @@ async fn a_changed_model_without_room_for_two_copies_drains_the_old_one_first() 
 }
 
 #[tokio::test]
+async fn a_changed_model_that_cannot_be_loaded_leaves_the_copy_that_answers() {
+    let server = TestServer::start_with(Repository::empty().sized(&[("a", 100), ("b", 150)]), memory(300)).await;
+    ask(&server, "a", 1).await;
+    within("a pin", server.inner.pin_model("b")).await.unwrap();
+    server.repository.put("a/config.pbtxt", config("a", "gated", &holds(200, 200)));
+    let refused = server.ask(&load("a")).await.expect(503);
+    assert!(refused.error().contains("no room"), "{}", refused.error());
+    ask(&server, "a", 2).await;
+    assert_eq!(server.gated.counts("a").loads_begun, 1);
+    server.inner.unpin_model("b").unwrap();
+    server.ask(&load("a")).await.expect(200);
+    assert_eq!(server.row("a").device_bytes, 200 << 10);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_load_that_waits_for_room_holds_no_place_among_the_loads() {
+    let repository = Repository::empty().sized(&[("a", 200), ("b", 200), ("c", 50)]);
+    let server = TestServer::start_with(repository, |config| {
+        memory(300)(config);
+        config.load_concurrency = 1;
+    })
+    .await;
+    server.gated.close("a", Step::Execute);
+    let mut running = server.send(&infer("a", 1)).await;
+    server.until("a", |counts| counts.executions_begun == 1).await;
+    let mut waiting = server.send(&infer("b", 2)).await;
+    eventually("b waits for room", || server.row_if("b").is_some_and(|row| row.state.name() == "LOADING")).await;
+    ask(&server, "c", 3).await;
+    server.gated.open("a", Step::Execute);
+    assert_eq!(running.receive().await.tag(), 1);
+    assert_eq!(waiting.receive().await.tag(), 2);
+    server.finish().await;
+}
+
+#[tokio::test]
 async fn a_model_that_holds_more_than_it_said_pushes_others_out_or_is_dropped() {
     let repository = Repository::empty().sized(&[("a", 100), ("b", 100)]);
     repository.put("greedy/config.pbtxt", config("greedy", "gated", &holds(50, 150)));
@@ -234,6 +270,9 @@ async fn a_model_that_holds_more_than_it_said_pushes_others_out_or_is_dropped() 
     let refused = server.ask(&infer("giant", 5)).await.expect(503);
     assert!(refused.error().contains("holds 409600 bytes once loaded"), "{}", refused.error());
     assert_eq!(server.gated.counts("giant").live_models, 0);
+    let refused = server.ask(&infer("giant", 6)).await.expect(503);
+    assert!(refused.error().contains("'giant' is too large"), "{}", refused.error());
+    assert_eq!(server.gated.counts("giant").loads_begun, 1, "it is not loaded again to be dropped again");
     // What it was measured to need is known now.
     let explained = server.inner.explain("greedy").await.unwrap();
     assert_eq!((explained.expected_bytes, explained.expected_from), (Some(150 << 10), Some("measured")));
