@@ -29,6 +29,12 @@ run: ## Build, get ONNX Runtime, and serve models-examples/ (MODELS=folder for a
 		"  curl -s http://localhost:8000/v2/models/scale/generate -d '{\"x\": [1, 2, 3]}'" ""
 	@exec $(RELEASE) serve --model-repository $(MODELS)
 
+.PHONY: run-s3
+run-s3: .venv/seaweedfs.stamp ## The same from S3: SeaweedFS on this machine, with the example models as archives in it
+	cargo build --release --locked
+	$(RELEASE) runtime install onnxruntime --python $(PYTHON)
+	@exec .venv/bin/python models-examples/s3.py --weed .venv/bin/weed --roundhouse $(RELEASE)
+
 # ---- Test ------------------------------------------------------------------------------------------------------------
 
 # All that CI runs, in this order: what fails fast goes first. The debug binary that `build-tests` leaves behind installs
@@ -75,8 +81,8 @@ rust-test: runtime .venv/seaweedfs.stamp ## The Rust tests alone, the layers tes
 	ROUNDHOUSE_SEAWEEDFS=$(abspath .venv/bin/weed) cargo test --locked --test it s3::seaweed -- --ignored
 
 .PHONY: python-test
-python-test: .venv/clients.stamp runtime ## The Python clients against the debug binary
-	ROUNDHOUSE_BIN=$(abspath $(DEBUG)) .venv/bin/python -m pytest -q -p no:cacheprovider tests/python
+python-test: .venv/clients.stamp .venv/seaweedfs.stamp runtime ## The Python clients against the debug binary
+	ROUNDHOUSE_BIN=$(abspath $(DEBUG)) ROUNDHOUSE_SEAWEEDFS=$(abspath .venv/bin/weed) .venv/bin/python -m pytest -q -p no:cacheprovider tests/python
 
 .PHONY: bench
 bench: ## The micro benchmarks

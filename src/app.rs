@@ -13,11 +13,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::parts::{LoadingRuntime, disk_opener, open_devices, open_pool, open_repository};
+use crate::artifact::start_write_back;
 use crate::backend::identity::Identity;
 use crate::backend::onnxruntime::{self, OnnxRuntime};
 use crate::backend::registry::{BackendRegistry, Entry};
 use crate::backend::runtime_paths::onnxruntime_path;
 use crate::config::{ModelControl, ServerConfig, UnknownConfigFields};
+use crate::device::allocator::fix_thresholds;
 use crate::device::selection::select;
 use crate::error::{Error, Result};
 use crate::frontend::kserve_http::Kserve;
@@ -111,6 +113,7 @@ impl App {
     /// # Errors
     /// As [`App::build`].
     pub fn build_with(config: ServerConfig, backends: BackendRegistry) -> Result<Self> {
+        fix_thresholds();
         let loading = LoadingRuntime::start()?;
         let repository = open_repository(&config, &loading.handle)?;
         for (name, entry) in backends.iter() {
@@ -135,7 +138,8 @@ impl App {
             executors.push(executor);
         }
         let metrics = Arc::new(ServerMetrics::new()?);
-        let downloads = DownloadOptions { parts: config.fetch.parts, ..DownloadOptions::default() };
+        let downloads =
+            DownloadOptions { parts: config.fetch.parts, written: start_write_back, ..DownloadOptions::default() };
         let downloader = Downloader::new(Arc::clone(&repository), downloads, loading.handle.clone());
         let files = Files::new(
             config.fetch.concurrency,

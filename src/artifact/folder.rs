@@ -4,10 +4,12 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::writer::Writer;
 use crate::error::{Error, ErrorKind, Result};
 
 const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
@@ -16,15 +18,19 @@ const FOLDER_MODE: Mode = Mode::from_raw_mode(0o755);
 /// A file's bytes start on their way to the disk whenever so many have come, so that the `fsync` at the end is short.
 const WRITE_BACK: u64 = 8 << 20;
 
+/// Files of fewer bytes are written at once: to hand them to another thread takes longer.
+const LARGE: u64 = 1 << 20;
+
 /// The folder, open, and the folders made in it.
 pub(super) struct Folder {
     root: OwnedFd,
     folders: Vec<String>,
+    writer: Writer,
 }
 
 /// A file being written.
 pub(super) struct NewFile {
-    file: File,
+    file: Arc<File>,
     written: u64,
     on_its_way: u64,
 }
@@ -39,7 +45,7 @@ impl Folder {
         if !is_empty {
             return Err(Error::internal("the folder to unpack to is not empty"));
         }
-        Ok(Self { root, folders: Vec::new() })
+        Ok(Self { root, folders: Vec::new(), writer: Writer::default() })
     }
 
     /// Makes a file that is not there yet, and the folders above it.
@@ -56,7 +62,7 @@ impl Folder {
             // Past the umask: what one process unpacks, another serves.
             .and_then(|fd| rustix::fs::fchmod(&fd, FILE_MODE).map(|()| fd))
             .map_err(|error| failed(format!("create '{path}'"), error))?;
-        Ok(NewFile { file: File::from(fd), written: 0, on_its_way: 0 })
+        Ok(NewFile { file: Arc::new(File::from(fd)), written: 0, on_its_way: 0 })
     }
 
     /// Makes a folder, and those above it; one that is there is fine.
@@ -98,13 +104,23 @@ impl Folder {
         path.rsplit_once('/').map_or(Ok(()), |(above, _)| self.folder(above))
     }
 
+    /// Appends to a file that will have `size` bytes; one of many bytes gets them a little later.
+    pub(super) fn write(&mut self, file: &mut NewFile, size: u64, bytes: &[u8]) -> Result<()> {
+        if size < LARGE {
+            return file.write(bytes);
+        }
+        let write_back = file.passed(bytes.len());
+        self.writer.write(&file.file, bytes, write_back)
+    }
+
     /// Waits until `files`, the folders made here, and the folder itself are on the disk.
-    pub(super) fn sync(&self, files: &[(String, u64)]) -> Result<()> {
+    pub(super) fn sync(&mut self, files: &[(String, u64)]) -> Result<()> {
         let sync = |path: &str, flags| {
             open_beneath(&self.root, path, flags, Mode::empty())
                 .and_then(rustix::fs::fsync)
                 .map_err(|error| failed(format!("write '{path}' to the disk"), error))
         };
+        self.writer.finish()?;
         files.iter().try_for_each(|(path, _)| sync(path, OFlags::RDONLY | OFlags::NOFOLLOW))?;
         self.folders.iter().rev().try_for_each(|path| sync(path, OFlags::RDONLY | OFlags::DIRECTORY))?;
         rustix::fs::fsync(&self.root).map_err(|error| failed("write the target folder to the disk", error))
@@ -113,14 +129,22 @@ impl Folder {
 
 impl NewFile {
     /// Appends.
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|error| disk_error("write an unpacked file", error))?;
-        self.written += bytes.len() as u64;
-        if self.written - self.on_its_way >= WRITE_BACK {
-            start_write_back(&self.file, self.on_its_way, self.written - self.on_its_way);
-            self.on_its_way = self.written;
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        (&*self.file).write_all(bytes).map_err(|error| disk_error("write an unpacked file", error))?;
+        if let Some((from, length)) = self.passed(bytes.len()) {
+            start_write_back(&self.file, from, length);
         }
         Ok(())
+    }
+
+    /// Counts bytes; where many have come, the range that should start on its way to the disk.
+    fn passed(&mut self, bytes: usize) -> Option<(u64, u64)> {
+        self.written += bytes as u64;
+        let range = (self.on_its_way, self.written - self.on_its_way);
+        (range.1 >= WRITE_BACK).then(|| {
+            self.on_its_way = self.written;
+            range
+        })
     }
 
     pub(super) fn written(&self) -> u64 {
@@ -150,9 +174,9 @@ fn open_by_parts(root: &OwnedFd, path: &str, flags: OFlags, mode: Mode) -> Resul
     rustix::fs::openat(here.as_ref().unwrap_or(root), name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, mode)
 }
 
-/// Asks the kernel to begin writing; what comes of it, `fsync` says.
+/// Asks the kernel to begin writing a range of a file, offset and length in bytes; what comes of it, `fsync` says.
 #[expect(unsafe_code, reason = "rustix has no sync_file_range")]
-fn start_write_back(file: &File, from: u64, length: u64) {
+pub fn start_write_back(file: &File, from: u64, length: u64) {
     let (Ok(from), Ok(length)) = (i64::try_from(from), i64::try_from(length)) else { return };
     // SAFETY: the descriptor is open as long as `file` is borrowed, and the call touches no memory of ours.
     unsafe {
@@ -165,7 +189,7 @@ fn failed(what: impl std::fmt::Display, error: Errno) -> Error {
 }
 
 /// A full disk, or a disk that fails.
-fn disk_error(what: impl std::fmt::Display, error: io::Error) -> Error {
+pub(super) fn disk_error(what: impl std::fmt::Display, error: io::Error) -> Error {
     let kind = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::OutOfDisk,
         _ => ErrorKind::Internal,
@@ -221,7 +245,7 @@ mod tests {
         assert_eq!(disk_error("write", Errno::DQUOT.into()).kind(), ErrorKind::OutOfDisk);
         assert_eq!(disk_error("write", Errno::IO.into()).kind(), ErrorKind::Internal);
         let file = File::options().write(true).open("/dev/full").unwrap();
-        let error = NewFile { file, written: 0, on_its_way: 0 }.write(b"x").unwrap_err();
+        let error = NewFile { file: Arc::new(file), written: 0, on_its_way: 0 }.write(b"x").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::OutOfDisk);
     }
 }

@@ -16,11 +16,13 @@ mod source;
 mod tar;
 #[cfg(test)]
 mod tests;
+mod writer;
 mod zip;
 
 use std::io::{Read, Seek};
 use std::path::Path;
 
+pub use self::folder::start_write_back;
 use self::folder::{Folder, NewFile};
 use self::guard::{Guard, Room};
 use self::path::Paths;
@@ -207,7 +209,7 @@ impl Unpacking<'_> {
 
     fn write(&mut self, writing: &mut Writing, bytes: &[u8]) -> Result<()> {
         self.guard.cover(&mut writing.room, bytes.len() as u64)?;
-        writing.file.write(bytes)
+        self.folder.write(&mut writing.file, writing.size, bytes)
     }
 
     /// Ends a file.
@@ -219,7 +221,7 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    fn finish(self) -> Result<Unpacked> {
+    fn finish(mut self) -> Result<Unpacked> {
         self.folder.sync(&self.files)?;
         let bytes = self.files.iter().map(|(_, bytes)| bytes).sum();
         Ok(Unpacked { files: self.files, bytes })

@@ -51,7 +51,7 @@ pub struct ModelsArgs {
 enum ModelsCommand {
     /// Show the models on the server's machine, where each is, and what room is left
     List(ListArgs),
-    /// Load models, or fresh copies of them, and wait until they answer
+    /// Load models, those that have changed anew, and wait until they answer
     Load(Names),
     /// Free the memory of models; the next request loads them again
     Unload(Names),
@@ -59,7 +59,7 @@ enum ModelsCommand {
     Pin(Names),
     /// Let pinned models go again when their room is needed
     Unpin(Names),
-    /// Bring models to the server's disk without loading them, so that their first request is quick
+    /// Bring models to the server's disk, and to memory that is free, so that their first request is quick
     Prefetch(Names),
     /// Say why a model is where it is, and what its next load would cost
     Explain(ExplainArgs),

@@ -201,8 +201,14 @@ impl Loader {
                 return Err(LoadError::Abandoned);
             }
             let loading = {
-                let (plan, home, meter) = (Arc::clone(&plan), Arc::clone(&home), Arc::clone(&self.meter));
-                move || meter.measure(|| load_version(&plan, version, began, &home))
+                let (plan, home) = (Arc::clone(&plan), Arc::clone(&home));
+                let (meter, trimmer) = (Arc::clone(&self.meter), Arc::clone(&manager.0.trimmer));
+                move || {
+                    let measured = meter.measure(|| load_version(&plan, version, began, &home));
+                    // Reading a model with its weights inside takes as much again, which malloc would keep.
+                    trimmer.trim(plan.file_bytes);
+                    measured
+                }
             };
             // Threads that a runtime starts have the priority of the one that starts them, and those will answer.
             let result = match plan.backend.starts_threads(&plan.config) {

@@ -87,11 +87,14 @@ pub struct DownloadOptions {
     pub attempts: u32,
     /// The first pause after an attempt that brought nothing; each next one is twice as long, 5 s at most.
     pub back_off: Duration,
+    /// Told of each range, offset and bytes, that was written to a file: it may start on its way to the disk, while the
+    /// rest still comes.
+    pub written: fn(&File, u64, u64),
 }
 
 impl Default for DownloadOptions {
     fn default() -> Self {
-        Self { parts: 16, part_bytes: None, attempts: 5, back_off: Duration::from_millis(100) }
+        Self { parts: 16, part_bytes: None, attempts: 5, back_off: Duration::from_millis(100), written: |_, _, _| {} }
     }
 }
 
@@ -181,7 +184,12 @@ impl Downloader {
             while next < size && tasks.len() < self.shared.options.parts.max(1) {
                 let end = size.min(next + part_bytes);
                 let part = self.part(manifest, object, next..end, meter);
-                let mut sink = FileSink(Arc::clone(&file));
+                let mut sink = FileSink {
+                    file: Arc::clone(&file),
+                    written: self.shared.options.written,
+                    begin: next,
+                    range: next..next,
+                };
                 tasks.spawn_on(async move { part.fetch(&mut sink).await }, &self.shared.runtime);
                 next = end;
             }
@@ -250,20 +258,51 @@ impl Sink for Vec<u8> {
 
 /// Writes where the bytes belong, from the task they came to: handing them to another thread costs more than the write
 /// into the page cache, and the download runtime has no request to hold up.
-struct FileSink(Arc<File>);
+struct FileSink {
+    file: Arc<File>,
+    written: fn(&File, u64, u64),
+    /// Where the part begins.
+    begin: u64,
+    /// Written and not told of yet.
+    range: Range<u64>,
+}
+
+/// Bytes between two reports of what was written.
+const REPORT: u64 = 4 << 20;
+
+impl FileSink {
+    fn report(&mut self) {
+        if !self.range.is_empty() {
+            (self.written)(&self.file, self.range.start, self.range.end - self.range.start);
+        }
+        self.range.start = self.range.end;
+    }
+}
+
+impl Drop for FileSink {
+    fn drop(&mut self) {
+        self.report();
+    }
+}
 
 impl Sink for FileSink {
     fn take(&mut self, at: u64, bytes: Bytes) -> Result<(), FetchError> {
-        std::os::unix::fs::FileExt::write_all_at(&*self.0, &bytes, at).map_err(|error| {
+        std::os::unix::fs::FileExt::write_all_at(&*self.file, &bytes, at).map_err(|error| {
             FetchError::Failed(if error.kind() == std::io::ErrorKind::StorageFull {
                 disk_is_full().with_source(error)
             } else {
                 Error::internal("cannot write into the disk cache").with_source(error)
             })
-        })
+        })?;
+        self.range.end = at + bytes.len() as u64;
+        if self.range.end - self.range.start >= REPORT {
+            self.report();
+        }
+        Ok(())
     }
 
     fn begin_anew(&mut self) -> bool {
+        self.range = self.begin..self.begin;
         true
     }
 }

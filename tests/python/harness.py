@@ -1,4 +1,4 @@
-"""What both test files use: the server as a process, the models' inputs, and the answers of Python's onnxruntime."""
+"""What the test files use: the server as a process, the models' inputs, and the answers of Python's onnxruntime."""
 
 import contextlib
 import functools
@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tritonclient.utils import np_to_triton_dtype, triton_to_np_dtype
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "models-examples"
 
+sys.path.append(str(EXAMPLES))  # for s3, which starts the store of `make run-s3`
+
 
 # --- the server -------------------------------------------------------------------------------------------------------
 
@@ -29,7 +32,21 @@ class Server:
         self.process = process
         self.http = addresses["http"]
         self.metrics = addresses["metrics"]
+        self.was_killed = False
         self._log = log
+
+    def kill(self):
+        """As a power cut does it."""
+        self.was_killed = True
+        self.process.kill()
+        self.process.wait()
+
+    def cli(self, *arguments, code=0):
+        """What a subcommand of `roundhouse models` prints."""
+        command = [binary(), "models", "--url", f"http://{self.http}", *arguments]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        assert ended.returncode == code, ended.stderr
+        return ended.stdout if code == 0 else ended.stdout + ended.stderr
 
     def log(self):
         return self._log.read_text(errors="replace")
@@ -41,27 +58,35 @@ class Server:
 
     def model_loads(self):
         """How many loads have succeeded since the start."""
+        return self.metric("roundhouse_model_loads_total", 'outcome="ok"')
+
+    def metric(self, family, label=""):
+        """The sum of the samples of `family` that have the label."""
         return sum(
             float(line.rsplit(" ", 1)[1])
             for line in self.scrape().splitlines()
-            if line.startswith("roundhouse_model_loads_total") and 'outcome="ok"' in line
+            if line.startswith(family) and line[len(family)] in " {" and label in line
         )
 
 
 @contextlib.contextmanager
-def running_server(repository, folder, *arguments):
+def running_server(repository, folder, *arguments, environment=None):
     """A server over `repository`; at the end SIGTERM must bring exit code 0, and no thread may have panicked."""
     port_file, log = folder / "ports.json", folder / "server.log"
     command = [binary(), "serve", "--model-repository", repository, "--http-port", "0", "--metrics-port", "0"]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, "--port-file", port_file, *arguments], stdout=output, stderr=subprocess.STDOUT
+            [*command, "--port-file", port_file, *arguments],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
         )
     try:
         server = Server(process, log, wait_for_ports(process, port_file, log))
         yield server
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0, server.log()
+        if not server.was_killed:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 0, server.log()
         assert "panicked at" not in server.log(), server.log()
     finally:
         process.kill()
