@@ -290,6 +290,7 @@ fn measure(root: &Path, name: &str, format: Option<Format>, mib: usize) -> Round
         capacity: 1 << 40,
         min_residency: Duration::from_millis(100),
         policy: Box::new(CostAware::default()),
+        room_wait: Duration::ZERO,
         limits: Limits::default(),
         events: Arc::new(()),
     };

@@ -81,6 +81,7 @@ pub(super) fn disk_opener(
             directory: config.directory.clone(),
             capacity: disk_capacity(&config)?,
             min_residency: config.min_residency,
+            room_wait: config.room_wait,
             policy,
             limits: Limits::default(),
             events: Arc::new(DiskMetrics(Arc::clone(&metrics))),

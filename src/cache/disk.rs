@@ -49,6 +49,8 @@ pub struct DiskOptions {
     pub capacity: u64,
     /// An entry stays this long at least.
     pub min_residency: Duration,
+    /// A fetch waits this long for room that may come.
+    pub room_wait: Duration,
     /// Who goes first.
     pub policy: Box<dyn EvictionPolicy<EntryId>>,
     /// What an archive may hold.
@@ -161,6 +163,7 @@ struct Inner {
     flights: Mutex<HashMap<FlightKey, Arc<Flight>>>,
     downloader: Downloader,
     runtime: Handle,
+    room_wait: Duration,
     limits: Limits,
     events: Arc<dyn DiskEvents>,
 }
@@ -239,9 +242,10 @@ impl DiskCache {
             store.discard(leaving.id);
             book.gone(&leaving);
         }
-        let (limits, events) = (options.limits, options.events);
+        let DiskOptions { limits, events, room_wait, .. } = options;
         let (litter, flights) = (Mutex::default(), Mutex::default());
-        Ok(Self { inner: Arc::new(Inner { store, book, litter, flights, downloader, runtime, limits, events }) })
+        let inner = Inner { store, book, litter, flights, downloader, runtime, room_wait, limits, events };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Brings a model to the disk, or finds it there, with the versions that `choose` takes of it. `began` is told the

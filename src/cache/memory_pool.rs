@@ -4,6 +4,7 @@
 //! Requests say that they use a model by [`Uses::count`], which takes no lock but the first time after the pool has
 //! counted; everything else goes through one lock that is never held across I/O and that no request takes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -41,6 +42,8 @@ struct Pool {
     room: watch::Sender<u64>,
     waiting: AtomicUsize,
     touched: Mutex<Vec<Arc<Uses>>>,
+    /// What policies were told of, for who keeps the models' files.
+    used: Mutex<HashMap<Name, u32>>,
     /// Uses that the policy was told of and nobody has taken yet.
     counted: AtomicU64,
 }
@@ -122,6 +125,7 @@ impl MemoryPool {
             room: watch::Sender::new(0),
             waiting: AtomicUsize::new(0),
             touched: Mutex::default(),
+            used: Mutex::default(),
             counted: AtomicU64::new(0),
         }))
     }
@@ -149,6 +153,12 @@ impl MemoryPool {
         self.0.counted.swap(0, Ordering::AcqRel)
     }
 
+    /// The models that were found used since this was last asked, and how often the policy was told of each.
+    #[must_use]
+    pub fn take_used(&self) -> HashMap<Name, u32> {
+        std::mem::take(&mut *self.0.used.lock())
+    }
+
     fn count_uses(&self, now: Instant) {
         let touched = std::mem::take(&mut *self.0.touched.lock());
         if touched.is_empty() {
@@ -160,7 +170,9 @@ impl MemoryPool {
             let count = uses.since_counted.swap(0, Ordering::Relaxed);
             uses.counted.fetch_add(count as usize, Ordering::Relaxed);
             sum += u64::from(count);
-            for _ in 0..count.min(MOST_TOUCHES) {
+            let touches = count.min(MOST_TOUCHES);
+            *self.0.used.lock().entry(Arc::clone(&uses.name)).or_default() += touches;
+            for _ in 0..touches {
                 table.touch(&uses.name, now);
             }
         }
@@ -200,6 +212,7 @@ impl MemoryPool {
     /// Chooses who leaves where more is booked than there may be, as measurements find now and then.
     #[must_use]
     pub fn relieve(&self, now: Instant, busy: Busy<'_>) -> Eviction<Name> {
+        self.count_uses(now);
         let mut table = self.0.table.lock();
         if table.booked() <= table.limit() {
             return Eviction::default();
@@ -321,6 +334,7 @@ impl MemoryLease {
             return Ok(Eviction::default());
         }
         let less = bytes < self.bytes;
+        self.pool.count_uses(now);
         let mut table = self.pool.0.table.lock();
         let Some(entry) = table.get(&self.name).copied() else { return Ok(Eviction::default()) };
         let sum = entry.weight.bytes.saturating_sub(self.bytes).saturating_add(bytes);

@@ -32,6 +32,10 @@ pub type OpenDisk = dyn Fn() -> Result<DiskCache> + Send + Sync;
 /// How often a model that changes while it is fetched is resolved anew.
 const CHANGES: u32 = 4;
 
+/// How long a load whose model is on disk waits for a repository that says nothing: requests time out on networks where
+/// packets vanish, and would answer from the disk where they are refused.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// Where files are kept: a disk cache that takes its folder when something is to be fetched, so that servers over plain
 /// folders need none.
 pub struct Files {
@@ -189,7 +193,7 @@ impl Loader {
         let mut changes = 0;
         loop {
             let began = Instant::now();
-            let manifest = match self.repository.resolve(name).await {
+            let manifest = match self.resolve(name, stale).await {
                 Ok(manifest) => Arc::new(manifest),
                 Err(error) => return self.without_repository(name, stale, error).await.map(Some),
             };
@@ -233,6 +237,17 @@ impl Loader {
         let handle = disk.ensure(manifest, choose, &|_| fetched.store(true, Ordering::Relaxed)).await?;
         let from = if fetched.load(Ordering::Relaxed) { Tier::Remote } else { Tier::Disk };
         Ok((handle, from))
+    }
+
+    /// Asks the repository; not for long where what is on disk would do.
+    async fn resolve(&self, name: &Name, stale: bool) -> Result<ModelManifest> {
+        let resolving = self.repository.resolve(name);
+        if !(stale && self.files.disk.get().is_some_and(|disk| disk.newest(name).is_some())) {
+            return resolving.await;
+        }
+        tokio::time::timeout(PATIENCE, resolving).await.unwrap_or_else(|_elapsed| {
+            Err(Error::new(ErrorKind::RepositoryFailed, format!("the repository said nothing for {PATIENCE:?}")))
+        })
     }
 
     /// The repository cannot be asked, or has no such model.

@@ -1,7 +1,6 @@
 //! A loaded version and the handle that keeps it loaded.
 
 use std::ops::Deref;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -180,9 +179,6 @@ impl Drop for ModelHandle {
 /// The loaded versions of a model, ascending; at least one.
 pub struct Resident {
     pub(super) versions: SmallVec<[Arc<LoadedVersion>; 1]>,
-    pub(super) uses: Arc<Uses>,
-    /// Uses that the disk was told of.
-    pub(super) seen: AtomicUsize,
     pub(super) pool: MemoryPool,
     pub(super) lease: Mutex<Option<MemoryLease>>,
     /// Bytes of the lease without what runs have taken since.
@@ -201,12 +197,6 @@ impl Resident {
     #[must_use]
     pub fn in_use(&self) -> usize {
         self.versions.iter().map(|version| version.pins()).sum()
-    }
-
-    /// Whether it was used since this was last asked.
-    pub(super) fn was_used(&self) -> bool {
-        let total = self.uses.total();
-        self.seen.swap(total, Ordering::Relaxed) != total
     }
 
     /// Bytes booked for it.

@@ -58,6 +58,11 @@ impl ModelManager {
         if hits > 0 {
             self.0.used.store(true, Ordering::Release);
         }
+        for (name, touches) in self.0.loader.devices.iter().flat_map(|place| place.pool.take_used()) {
+            for _ in 0..touches {
+                self.0.loader.files.touch(&name);
+            }
+        }
         let hits = hits.saturating_sub(self.0.waited.swap(0, Ordering::Relaxed));
         self.0.metrics.lookups_hit.increment(hits);
     }
@@ -73,9 +78,6 @@ impl ModelManager {
         }
         for slot in self.0.models.load().values() {
             let Some(resident) = slot.resident() else { continue };
-            if resident.was_used() {
-                self.0.loader.files.touch(&slot.name);
-            }
             let bytes = resident.bytes_now();
             // Small changes are not worth a line in the book.
             if bytes.abs_diff(resident.booked()) > resident.booked() / 64

@@ -1,7 +1,6 @@
 //! From a name to loaded versions: find the files, plan, wait for a place, book memory, load, measure.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -236,8 +235,6 @@ impl Loader {
         let seconds = (phases.resolve + phases.initialise).as_secs_f64();
         let resident = Resident {
             versions,
-            uses: Arc::clone(&home.uses),
-            seen: AtomicUsize::new(0),
             loaded_bytes,
             exact,
             fingerprint,

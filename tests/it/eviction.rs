@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use roundhouse::backend::gated::{Fault, Step};
 use roundhouse::config::amount::{Amount, MemoryLimit};
-use roundhouse::config::{DeviceChoice, Eviction, ServerConfig};
+use roundhouse::config::{DeviceChoice, Eviction, EvictionRule, ServerConfig};
 use roundhouse::error::Error;
 use roundhouse::lifecycle::residency::{EvictionReason, Retention, Tier};
 
@@ -18,6 +18,8 @@ fn memory(kib: u64) -> impl FnOnce(&mut ServerConfig) {
     move |config| {
         let amount = Amount::Bytes(kib << 10);
         config.cache.memory_limits = vec![MemoryLimit { device: DeviceChoice::Cpu, amount }];
+        // What a load takes is chance in a test; the order of requests is not.
+        config.cache.rule = EvictionRule::Lru;
         config.cache.min_residency = Duration::ZERO;
         config.cache.room_wait = Duration::from_secs(60);
     }

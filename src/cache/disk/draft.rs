@@ -4,6 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,9 @@ use crate::artifact::Space;
 use crate::cache::table::Refusal;
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::manifest::ModelManifest;
+
+/// The longest that a wait for room goes without a look: entries grow old, and fall idle, without a word.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Added to what is known of a manifest before its last fields are.
 const RECORD_SLACK: u64 = 256;
@@ -32,11 +36,13 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Books room for `payload` bytes and the record, waits until who must leave for it is gone, and makes the folder.
+    /// Books room for `payload` bytes and the record, waits until who must leave for it is gone, and makes the folder. Room
+    /// that may come (who is too young to leave, who is in use) is waited for, until `cancel`.
     pub(super) async fn book(
         inner: &Arc<Inner>,
         manifest: &ModelManifest,
         payload: u64,
+        cancel: &CancellationToken,
         complete: impl FnOnce(&mut Record),
     ) -> Result<Self> {
         let mut record = Record::new(manifest, 0);
@@ -44,11 +50,17 @@ impl Draft {
         let json = record.to_json().map_err(|error| disk_error(&manifest.name, error))?;
         let bytes = payload.saturating_add(on_disk(json.len() as u64 + RECORD_SLACK));
         let (name, fingerprint) = (&manifest.name, manifest.fingerprint());
+        let began = Instant::now();
         let reserved = loop {
             let changed = inner.book.next_change();
             match inner.book.reserve(name, fingerprint, bytes) {
                 Ok(reserved) => break reserved,
-                Err((Refusal::NoRoom(_), true)) => changed.await,
+                Err((Refusal::NoRoom(_), freeing)) if freeing || began.elapsed() < inner.room_wait => {
+                    let look = tokio::time::timeout(LOOK, changed);
+                    if cancel.run_until_cancelled(look).await.is_none() {
+                        return Err(given_up());
+                    }
+                }
                 Err((refusal, _)) => return Err(refused(name, refusal)),
             }
         };
@@ -96,7 +108,7 @@ impl Draft {
     /// Makes it the entry. Blocking.
     pub(super) fn commit(&mut self, seconds: f64) -> Result<DiskHandle> {
         self.record.complete(seconds);
-        self.resize(self.record.bytes())?;
+        self.resize(self.record.bytes(), None)?;
         let Some(folder) = &self.folder else { return Err(Error::internal("a disk entry has no files")) };
         if let Err(error) = self.inner.store.commit(folder, self.id, &self.record) {
             // It may have its name already, where only the sync after that failed.
@@ -110,18 +122,28 @@ impl Draft {
         Ok(DiskHandle::of_use(&self.inner, self.id, record))
     }
 
-    /// Books `bytes` in the place of what was booked, waiting until they are free. Blocking.
-    fn resize(&self, bytes: u64) -> Result<()> {
+    /// Books `bytes` in the place of what was booked, waiting until they are free; with `cancel`, for room that may come as
+    /// well. Blocking.
+    fn resize(&self, bytes: u64, cancel: Option<&CancellationToken>) -> Result<()> {
         let inner = &self.inner;
+        let began = Instant::now();
+        let may_wait = || cancel.is_some() && began.elapsed() < inner.room_wait;
+        let wait = |changed| {
+            // Made inside: a timer needs its runtime.
+            inner.runtime.block_on(async { tokio::time::timeout(LOOK, changed).await.unwrap_or_default() });
+        };
         let leaving = loop {
             let changed = inner.book.next_change();
             match inner.book.resize(self.id, bytes) {
                 Ok(leaving) => break leaving,
-                Err((Refusal::NoRoom(_), true)) => {}
+                Err((Refusal::NoRoom(_), _)) if cancel.is_some_and(CancellationToken::is_cancelled) => {
+                    return Err(given_up());
+                }
+                Err((Refusal::NoRoom(_), freeing)) if freeing || may_wait() => {}
                 Err((refusal, _)) => return Err(refused(&self.record.name, refusal)),
             }
             if !inner.unlink_one() {
-                inner.runtime.block_on(changed);
+                wait(changed);
             }
         };
         inner.unlink(leaving);
@@ -190,7 +212,7 @@ impl<'a> Purse<'a> {
 impl Space for Purse<'_> {
     fn take(&mut self, bytes: u64) -> Result<()> {
         if self.cancel.is_cancelled() {
-            return Err(Error::not_ready("the fetch was given up"));
+            return Err(given_up());
         }
         // Files take whole blocks; those of more than a step are asked for in steps of whole blocks.
         self.taken = self.taken.saturating_add(on_disk(bytes));
@@ -199,11 +221,16 @@ impl Space for Purse<'_> {
             let ample = self.taken.saturating_add(self.taken / 4);
             let free = self.draft.inner.book.free();
             let bytes = ample.min(self.booked.saturating_add(free)).max(self.taken);
-            self.draft.resize(bytes)?;
+            self.draft.resize(bytes, Some(self.cancel))?;
             self.booked = bytes;
         }
         Ok(())
     }
+}
+
+/// Told to nobody: those who waited are gone.
+fn given_up() -> Error {
+    Error::not_ready("the fetch was given up")
 }
 
 /// A failure of the disk.

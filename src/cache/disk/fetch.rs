@@ -95,12 +95,12 @@ impl Fetch {
             .map(|object| (object.path.clone(), object.size))
             .collect();
         let payload = files.iter().fold(0_u64, |sum, (_, size)| sum.saturating_add(on_disk(*size)));
-        let listed = files.clone();
-        let draft = Draft::book(&self.inner, manifest, payload, |record| {
+        let (listed, text) = (files.clone(), config.clone());
+        let draft = Draft::book(&self.inner, manifest, payload, self.flight.cancel(), |record| {
             (record.config, record.available, record.kept, record.files) = (config, available, kept, listed);
         });
         let draft = draft.await?;
-        let written = self.write(&draft, &objects, &files).await;
+        let written = self.write(&draft, &objects, &files, text).await;
         match written {
             Ok(()) => self.finish(draft, move |draft| Ok(draft.settle(files.into_iter())?)).await,
             Err(stop) => {
@@ -120,7 +120,14 @@ impl Fetch {
         Ok(Some(tree::config_text(&manifest.name, bytes)?))
     }
 
-    async fn write(&self, draft: &Draft, objects: &[usize], files: &[(String, u64)]) -> Result<(), Stop> {
+    /// Writes the files; `config`, which has come already, is not asked for again.
+    async fn write(
+        &self,
+        draft: &Draft,
+        objects: &[usize],
+        files: &[(String, u64)],
+        config: Option<String>,
+    ) -> Result<(), Stop> {
         let (root, name) = (draft.files(), self.manifest.name.clone());
         let paths: Vec<_> = files.iter().map(|(path, _)| root.join(path)).collect();
         let made = paths.clone();
@@ -128,8 +135,15 @@ impl Fetch {
         self.inner.blocking(move || made.iter().try_for_each(|path| make(&name, path))).await?;
         let meter = Arc::new(Meter::new(files.iter().map(|(_, size)| size).sum()));
         self.flight.begin(&meter);
+        let config_path = config.is_some().then(|| root.join(CONFIG));
+        if let (Some(text), Some(path)) = (config, config_path.clone()) {
+            meter.add(text.len() as u64);
+            let name = self.manifest.name.clone();
+            self.inner.blocking(move || fs::write(path, text).map_err(|error| disk_error(&name, error))).await?;
+        }
         let write = |(&object, path)| self.write_one(object, path, &meter).boxed();
-        let writes: Vec<_> = objects.iter().zip(paths).map(write).collect();
+        let is_missing = |(_, path): &(&usize, PathBuf)| Some(path) != config_path.as_ref();
+        let writes: Vec<_> = objects.iter().zip(paths).filter(is_missing).map(write).collect();
         let writes = stream::iter(writes).buffer_unordered(FILES_AT_ONCE).try_collect::<()>();
         self.wanted(writes).await
     }
@@ -150,7 +164,7 @@ impl Fetch {
         let size = self.manifest.bytes();
         // What it unpacks to is not known; it is no less than this, as a rule, and nothing is unpacked in vain that is
         // already too large.
-        let draft = Draft::book(&self.inner, &self.manifest, size, |_| ()).await?;
+        let draft = Draft::book(&self.inner, &self.manifest, size, self.flight.cancel(), |_| ()).await?;
         let meter = Arc::new(Meter::new(size));
         self.flight.begin(&meter);
         let (inner, manifest, choose) = (Arc::clone(&self.inner), Arc::clone(&self.manifest), Arc::clone(&self.choose));

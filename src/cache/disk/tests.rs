@@ -125,6 +125,7 @@ impl World {
         let options = DiskOptions {
             directory: self.folder.path().join("cache"),
             capacity,
+            room_wait: Duration::ZERO,
             min_residency: Duration::ZERO,
             policy: Box::new(Lru::default()),
             limits: Limits::default(),

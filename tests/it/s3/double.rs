@@ -79,6 +79,7 @@ struct State {
     faults: Mutex<HashMap<(Operation, String), VecDeque<Fault>>>,
     log: Mutex<Vec<Asked>>,
     tags: AtomicU64,
+    sent: Arc<AtomicU64>,
     gate: Arc<Gate>,
 }
 
@@ -146,6 +147,16 @@ impl S3Double {
     /// Stores an object under `bucket/key`.
     pub(crate) fn put(&self, key: &str, content: impl Into<Bytes>) {
         self.state.put(key, content.into());
+    }
+
+    /// How long an object is.
+    pub(crate) fn size(&self, key: &str) -> Option<usize> {
+        self.state.objects.lock().get(key).map(|stored| stored.content.len())
+    }
+
+    /// Bytes of bodies that were sent, or were about to be.
+    pub(crate) fn sent(&self) -> u64 {
+        self.state.sent.load(Ordering::SeqCst)
     }
 
     /// Removes an object, or all below `bucket/folder`.
@@ -318,12 +329,14 @@ impl State {
         }
         let gate = matches!(fault, Some(Fault::Gated)).then(|| Arc::clone(&self.gate));
         let chunks = (0..content.len()).step_by(CHUNK).map(move |at| content.slice(at..content.len().min(at + CHUNK)));
+        let counter = Arc::clone(&self.sent);
         let sent = stream::iter(chunks).then(move |chunk| {
-            let gate = gate.clone();
+            let (gate, counter) = (gate.clone(), Arc::clone(&counter));
             async move {
                 if let Some(gate) = gate {
                     gate.pass().await;
                 }
+                counter.fetch_add(chunk.len() as u64, Ordering::SeqCst);
                 Ok(Frame::data(chunk))
             }
         });

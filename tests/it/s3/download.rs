@@ -63,8 +63,13 @@ impl Scene {
         double.put(KEY, content.clone());
         let s3 = open(&double, "bucket", options());
         let manifest = Arc::new(s3.resolve("m").await.unwrap());
-        let download =
-            DownloadOptions { parts, part_bytes: Some(PART), attempts: 3, back_off: Duration::from_millis(1) };
+        let download = DownloadOptions {
+            parts,
+            part_bytes: Some(PART),
+            attempts: 3,
+            back_off: Duration::from_millis(1),
+            ..DownloadOptions::default()
+        };
         let downloader = Downloader::new(s3, download, tokio::runtime::Handle::current());
         let meter = Arc::new(Meter::new(content.len() as u64));
         Self { double, content, manifest, downloader, meter, cancel: CancellationToken::new() }

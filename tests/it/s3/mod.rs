@@ -1,9 +1,15 @@
-//! The S3 repository and the downloader over a small S3 in this process, and over SeaweedFS.
+//! The S3 repository, the downloader and whole servers over a small S3 in this process, and the former over SeaweedFS.
 
+mod bucket;
+mod change;
+mod disk;
 pub(crate) mod double;
 mod download;
+mod faults;
+mod kill;
 mod resolve;
 mod seaweed;
+mod serving;
 
 use std::sync::Arc;
 

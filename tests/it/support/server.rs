@@ -49,6 +49,13 @@ pub(crate) fn config_for(repository: &Repository) -> ServerConfig {
     options.resolve().unwrap()
 }
 
+/// Has the models come from this URI, anonymously where it is one of S3.
+pub(crate) fn at_uri(config: &mut ServerConfig, uri: &str) {
+    uri.clone_into(&mut config.model_repository);
+    config.fetch.s3_anonymous = true;
+    config.fetch.s3_region = Some("us-east-1".to_owned());
+}
+
 impl TestServer {
     /// A server as `config_for` has it.
     pub(crate) async fn start(repository: Repository) -> Self {
@@ -60,6 +67,15 @@ impl TestServer {
         let server = Self::start_unready(repository, Gated::default(), change).await;
         eventually("the server is ready", || server.inner.is_ready()).await;
         server
+    }
+
+    /// A server over the models at this URI, once it is ready. Its cache folder is `.cache` in its own, empty repository.
+    pub(crate) async fn start_uri(uri: &str, change: impl FnOnce(&mut ServerConfig)) -> Self {
+        Self::start_with(Repository::empty(), |config| {
+            at_uri(config, uri);
+            change(config);
+        })
+        .await
     }
 
     /// A server that may be loading its first models yet.
@@ -156,6 +172,12 @@ impl TestServer {
     pub(crate) fn books(&self) -> Vec<TierBook> {
         let page = self.inner.residency(&ResidencyQuery { limit: 1, ..ResidencyQuery::default() });
         page.books.into_iter().filter(|book| book.tier == Tier::Device).collect()
+    }
+
+    /// The book of the disk.
+    pub(crate) fn disk(&self) -> TierBook {
+        let page = self.inner.residency(&ResidencyQuery { limit: 1, ..ResidencyQuery::default() });
+        page.books.into_iter().find(|book| book.tier == Tier::Disk).unwrap()
     }
 
     /// A model's row.

@@ -1,5 +1,7 @@
 //! Who leaves for whom, and what happens where nobody can.
 
+use tokio_util::sync::CancellationToken;
+
 use super::super::draft::{Draft, Purse};
 use super::*;
 use crate::artifact::Space;
@@ -72,7 +74,7 @@ async fn an_archive_that_grows_takes_more_room_step_by_step_and_fails_where_ther
     drop(world.ensure(&cache, "a").await.unwrap());
     let b = world.ensure(&cache, "b").await.unwrap();
     let manifest = world.manifest("m").await;
-    let draft = Draft::book(&cache.inner, &manifest, BLOCK, |_| ()).await.unwrap();
+    let draft = Draft::book(&cache.inner, &manifest, BLOCK, &CancellationToken::new(), |_| ()).await.unwrap();
     let book = Arc::clone(&cache.inner);
     let (draft, errors) = tokio::task::spawn_blocking(move || {
         let cancel = tokio_util::sync::CancellationToken::new();
