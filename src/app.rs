@@ -114,7 +114,7 @@ impl App {
     /// As [`App::build`].
     pub fn build_with(config: ServerConfig, backends: BackendRegistry) -> Result<Self> {
         fix_thresholds();
-        let loading = LoadingRuntime::start()?;
+        let loading = LoadingRuntime::start(&config)?;
         let repository = open_repository(&config, &loading.handle)?;
         for (name, entry) in backends.iter() {
             match entry {

@@ -142,10 +142,12 @@ pub(super) struct LoadingRuntime {
 }
 
 impl LoadingRuntime {
-    pub(super) fn start() -> Result<Self> {
+    pub(super) fn start(config: &ServerConfig) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(LOADING_THREADS)
             .thread_name("loading")
+            // What is loaded and fetched at once, and what they need done beside.
+            .max_blocking_threads(config.load_concurrency + config.fetch.concurrency + SPARE_THREADS)
             .on_thread_start(|| lower_this_thread(LOADING_NICE))
             .enable_all()
             .build()
@@ -162,8 +164,11 @@ impl Drop for LoadingRuntime {
     }
 }
 
-/// How much they give way to threads that answer: a quarter of a full processor is theirs where both want it.
-const LOADING_NICE: i32 = 6;
+/// How much they give way to threads that answer: a tenth of a processor is theirs where both want it.
+const LOADING_NICE: i32 = 10;
+
+/// Threads for unlinking, trimming and looking into folders.
+const SPARE_THREADS: usize = 4;
 
 /// Threads that drive fetches. What blocks has threads of its own.
 const LOADING_THREADS: usize = 2;

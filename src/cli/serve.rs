@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::{self, Addresses, App, Listeners};
 use crate::config::ServeOptions;
+use crate::device::priority::hasten_this_thread;
 use crate::error::{Error, Result};
 use crate::telemetry;
 
@@ -23,6 +24,7 @@ pub fn run(options: ServeOptions) -> Result<()> {
         .worker_threads(config.io_threads)
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_name("io")
+        .on_thread_start(hasten_this_thread)
         .enable_all()
         .build()
         .map_err(|error| Error::internal("cannot start the asynchronous runtime").with_source(error))?;

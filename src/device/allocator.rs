@@ -66,13 +66,21 @@ const MAPPED: libc::c_int = 4 << 20;
 #[cfg(target_env = "gnu")]
 const KEPT_AT_THE_END: libc::c_int = 1 << 20;
 
+/// Arenas there may be, whatever the number of processors: each keeps some of what was freed in it, and glibc would make
+/// eight a processor.
+#[cfg(target_env = "gnu")]
+const FEWEST_ARENAS: usize = 4;
+
 /// Fixes malloc's thresholds, which otherwise grow with what is freed, up to 32 and 64 MiB: models would then lie in the
 /// arenas of the threads that loaded them, whose ends no trim gives back. With twenty models of 4 to 16 MiB that came and
 /// went on four threads, 170 MiB stayed after the last; so 2 to 11 do. For the whole process; before threads start.
 #[cfg(target_env = "gnu")]
 pub fn fix_thresholds() {
-    // SAFETY: takes two numbers, locks what it changes, and touches no block.
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let arenas = libc::c_int::try_from(cores.max(FEWEST_ARENAS)).unwrap_or(libc::c_int::MAX);
+    // SAFETY: takes numbers, locks what it changes, and touches no block.
     unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, arenas);
         libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED);
         libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_AT_THE_END);
     }

@@ -9,6 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::queue::ModelQueue;
+use crate::device::priority::hasten_this_thread;
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
 
@@ -53,7 +54,10 @@ impl Executor {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new()
                 .name(format!("exec-{device}-{index}"))
-                .spawn(move || take_turns(&shared))
+                .spawn(move || {
+                    hasten_this_thread();
+                    take_turns(&shared);
+                })
                 .map_err(|error| Error::internal("cannot start an executor thread").with_source(error))?;
             executor.threads.push(thread);
         }
