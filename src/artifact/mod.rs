@@ -2,8 +2,8 @@
 //!
 //! An archive is believed in nothing. Its format is read from its bytes; only files and folders come out of it, with
 //! fixed modes, inside the target folder; what else it holds is refused by name and not skipped, since a model with a
-//! piece missing is worse than none. What is checked is in [`path`] (names), [`guard`] (sizes) and [`folder`] (where
-//! things are made); [`tar`] and [`zip`] read.
+//! piece missing is worse than none. What is checked is in `path` (names), `guard` (sizes) and `folder` (where
+//! things are made); `tar` and `zip` read.
 //!
 //! *Architecture invariant:* no path, size or type of an archive reaches the disk unchecked, and nothing an archive holds
 //! decides how much memory is taken.

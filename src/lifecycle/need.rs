@@ -73,7 +73,7 @@ pub fn plausible(growth: u64, file_bytes: u64) -> Option<u64> {
 const REMEMBERED: usize = 8_192;
 
 /// What earlier loads came to, by content and device. Forgets what was not asked for or loaded during the last
-/// [`REMEMBERED`] others, at the latest after twice as many.
+/// `REMEMBERED` others, at the latest after twice as many.
 #[derive(Debug, Default)]
 pub struct History {
     young: HashMap<(Fingerprint, DeviceId), Past>,
