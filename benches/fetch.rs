@@ -44,7 +44,7 @@ const CHUNK: usize = 256 << 10;
 
 /// As `src/app/parts.rs` has it.
 const LOADING_THREADS: usize = 2;
-const LOADING_NICE: i32 = 6;
+const LOADING_NICE: i32 = 10;
 
 /// The part of objects from 64 MiB to 10 GiB.
 const PART: u64 = 16 << 20;
