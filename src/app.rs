@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,6 +24,7 @@ use crate::device::allocator::fix_thresholds;
 use crate::device::selection::select;
 use crate::error::{Error, Result};
 use crate::frontend::kserve_http::Kserve;
+use crate::frontend::sagemaker::SageMaker;
 use crate::frontend::{listener, metrics_http};
 use crate::lifecycle::files::Files;
 use crate::lifecycle::loader::{DevicePlace, Loader};
@@ -30,6 +32,8 @@ use crate::lifecycle::{ManagerOptions, ModelManager};
 use crate::metrics::prometheus::ServerMetrics;
 use crate::model_config::UnknownFields;
 use crate::repository::download::{DownloadOptions, Downloader};
+use crate::repository::ModelRepository;
+use crate::repository::registered::Registered;
 use crate::repository::s3::uri::is_s3;
 use crate::scheduler::executor::Executor;
 use crate::server::InferenceServer;
@@ -38,6 +42,8 @@ use crate::server::InferenceServer;
 pub struct App {
     config: ServerConfig,
     server: InferenceServer,
+    /// The models that SageMaker's platform brings, over those of the repository.
+    registered: Registered,
     /// Dropped last: queues hand their work to these threads.
     executors: Vec<Executor>,
     loading: LoadingRuntime,
@@ -46,18 +52,22 @@ pub struct App {
 /// The sockets the server listens on.
 pub struct Listeners {
     /// KServe v2 HTTP.
-    pub http: TcpListener,
+    pub http: Option<TcpListener>,
     /// Metrics.
-    pub metrics: TcpListener,
+    pub metrics: Option<TcpListener>,
+    /// SageMaker's container contract and runtime API.
+    pub sagemaker: Option<TcpListener>,
 }
 
 /// Where the server listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
     /// KServe v2 HTTP.
-    pub http: SocketAddr,
+    pub http: Option<SocketAddr>,
     /// Metrics.
-    pub metrics: SocketAddr,
+    pub metrics: Option<SocketAddr>,
+    /// SageMaker's container contract and runtime API.
+    pub sagemaker: Option<SocketAddr>,
 }
 
 impl Listeners {
@@ -66,9 +76,10 @@ impl Listeners {
     /// # Errors
     /// `InvalidArgument` naming the port that cannot be had.
     pub async fn bind(config: &ServerConfig) -> Result<Self> {
-        let bind = |flag: &'static str, port: u16| async move {
+        let bind = |flag: &'static str, port: Option<u16>| async move {
+            let Some(port) = port else { return Ok(None) };
             let address = SocketAddr::new(config.address, port);
-            TcpListener::bind(address).await.map_err(|error| {
+            TcpListener::bind(address).await.map(Some).map_err(|error| {
                 Error::invalid(format!("cannot listen on {address}: choose another {flag} or --address"))
                     .with_source(error)
             })
@@ -76,6 +87,7 @@ impl Listeners {
         Ok(Self {
             http: bind("--http-port", config.http_port).await?,
             metrics: bind("--metrics-port", config.metrics_port).await?,
+            sagemaker: bind("--sagemaker-port", config.sagemaker.port).await?,
         })
     }
 
@@ -84,10 +96,15 @@ impl Listeners {
     /// # Errors
     /// `Internal` if a socket does not know its address.
     pub fn addresses(&self) -> Result<Addresses> {
-        let address = |listener: &TcpListener| {
-            listener.local_addr().map_err(|error| Error::internal("a socket has no address").with_source(error))
+        let address = |listener: &Option<TcpListener>| {
+            let address = listener.as_ref().map(TcpListener::local_addr).transpose();
+            address.map_err(|error| Error::internal("a socket has no address").with_source(error))
         };
-        Ok(Addresses { http: address(&self.http)?, metrics: address(&self.metrics)? })
+        Ok(Addresses {
+            http: address(&self.http)?,
+            metrics: address(&self.metrics)?,
+            sagemaker: address(&self.sagemaker)?,
+        })
     }
 }
 
@@ -115,7 +132,9 @@ impl App {
     pub fn build_with(config: ServerConfig, backends: BackendRegistry) -> Result<Self> {
         fix_thresholds();
         let loading = LoadingRuntime::start(&config)?;
-        let repository = open_repository(&config, &loading.handle)?;
+        let below = config.model_repository.as_ref().map(|uri| open_repository(uri, &config, &loading.handle));
+        let registered = Registered::over(below.transpose()?);
+        let repository: Arc<dyn ModelRepository> = Arc::new(registered.clone());
         for (name, entry) in backends.iter() {
             match entry {
                 Entry::Available(_) => tracing::info!(backend = name, "backend available"),
@@ -145,7 +164,7 @@ impl App {
             config.fetch.concurrency,
             disk_opener(&config.cache, downloader, loading.handle.clone(), Arc::clone(&metrics)),
         );
-        if is_s3(&config.model_repository) {
+        if config.model_repository.as_deref().is_some_and(is_s3) {
             files.open_now()?;
         }
         let loader = Loader {
@@ -172,7 +191,7 @@ impl App {
         };
         let models = ModelManager::new(loader, options, Arc::clone(&metrics));
         let server = InferenceServer::new(models, metrics, Arc::new(monitor));
-        Ok(Self { config, server, executors, loading })
+        Ok(Self { config, server, registered, executors, loading })
     }
 
     /// The server inside.
@@ -186,19 +205,22 @@ impl App {
     /// # Errors
     /// `Internal` if the port file cannot be written.
     pub async fn run(self, listeners: Listeners, shutdown: CancellationToken) -> Result<()> {
-        let Self { config, server, executors, loading } = self;
+        let Self { config, server, registered, executors, loading } = self;
         let addresses = listeners.addresses()?;
         let connections = TaskTracker::new();
         let stop_accepting = CancellationToken::new();
-        let kserve = Kserve::new(server.clone(), config.limits);
-        let http = listener::serve(
-            listeners.http,
-            move |request| kserve.clone().handle(request),
-            stop_accepting.clone(),
-            connections.clone(),
-            config.limits.connections,
-        );
-        let http = tokio::spawn(http);
+        let mut fronts = JoinSet::new();
+        let (stop, tracker, most) = (&stop_accepting, &connections, config.limits.connections);
+        if let Some(listener) = listeners.http {
+            let kserve = Kserve::new(server.clone(), config.limits);
+            let answer = move |request| kserve.clone().handle(request);
+            fronts.spawn(listener::serve(listener, answer, stop.clone(), tracker.clone(), most));
+        }
+        if let Some(listener) = listeners.sagemaker {
+            let sagemaker = SageMaker::new(server.clone(), registered, config.sagemaker.clone(), config.limits);
+            let answer = move |request| sagemaker.clone().handle(request);
+            fronts.spawn(listener::serve(listener, answer, stop.clone(), tracker.clone(), most));
+        }
         let routes = metrics_http::router(server.clone());
         let answer = move |request: http::Request<hyper::body::Incoming>| {
             let routes = routes.clone();
@@ -211,13 +233,9 @@ impl App {
         // Metrics are served to the end of the drain, so that it can be watched.
         let stop_metrics = CancellationToken::new();
         let watchers = TaskTracker::new();
-        let metrics = tokio::spawn(listener::serve(
-            listeners.metrics,
-            answer,
-            stop_metrics.clone(),
-            watchers,
-            METRICS_CONNECTIONS,
-        ));
+        if let Some(listener) = listeners.metrics {
+            fronts.spawn(listener::serve(listener, answer, stop_metrics.clone(), watchers, METRICS_CONNECTIONS));
+        }
         if let Some(path) = &config.port_file {
             write_port_file(path, addresses)?;
         }
@@ -241,8 +259,7 @@ impl App {
             tracing::warn!(connections = connections.len(), "the grace is over: cutting what is left");
         }
         stop_metrics.cancel();
-        http.abort();
-        metrics.abort();
+        fronts.abort_all();
         housekeeping.abort();
         drop(loading);
         // Joining the executor threads waits for what still runs: a request that nobody waits for any more, maybe.
@@ -290,7 +307,10 @@ async fn start_models(server: InferenceServer, config: ServerConfig) {
 
 /// Writes the ports where whoever started us looks for them: whole or not at all.
 fn write_port_file(path: &Path, addresses: Addresses) -> Result<()> {
-    let text = format!("{{\"http\": \"{}\", \"metrics\": \"{}\"}}\n", addresses.http, addresses.metrics);
+    let Addresses { http, metrics, sagemaker } = addresses;
+    let written = [("http", http), ("metrics", metrics), ("sagemaker", sagemaker)];
+    let members = written.iter().filter_map(|(name, address)| address.map(|address| format!("\"{name}\": \"{address}\"")));
+    let text = format!("{{{}}}\n", members.collect::<Vec<_>>().join(", "));
     let failed = |error| Error::internal(format!("cannot write --port-file {}", path.display())).with_source(error);
     let temporary = path.with_extension("partial");
     std::fs::write(&temporary, text).map_err(failed)?;

@@ -11,9 +11,11 @@ use serde::Deserialize;
 
 pub mod amount;
 pub mod options;
+pub mod sagemaker;
 
 use self::amount::{Amount, MemoryLimit};
 pub use self::options::ServeOptions;
+use self::sagemaker::{SageMakerConfig, SageMakerMode};
 use crate::error::{Error, Result};
 
 /// Who makes room.
@@ -109,6 +111,55 @@ impl<'de> Deserialize<'de> for DeviceChoice {
     }
 }
 
+/// A port, or none: `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// Nothing listens.
+    Off,
+    /// This one; 0 is any free one.
+    At(u16),
+}
+
+impl Port {
+    /// Its number, where it is one.
+    #[must_use]
+    pub const fn number(self) -> Option<u16> {
+        match self {
+            Self::Off => None,
+            Self::At(number) => Some(number),
+        }
+    }
+}
+
+impl std::str::FromStr for Port {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "off" => Ok(Self::Off),
+            number => number
+                .parse()
+                .map(Self::At)
+                .map_err(|_| Error::invalid(format!("'{number}' is no port: a number up to 65535, or off"))),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Port {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(u16),
+            Word(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Number(number) => Ok(Self::At(number)),
+            Written::Word(word) => word.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
 /// Limits on what comes from outside.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestLimits {
@@ -165,8 +216,8 @@ pub struct FetchConfig {
 /// Everything the server needs to know, complete and checked.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// The model repository's URI.
-    pub model_repository: String,
+    /// The model repository's URI; `None` where SageMaker's platform brings the models.
+    pub model_repository: Option<String>,
     /// When models are loaded.
     pub model_control: ModelControl,
     /// Models to load at start.
@@ -191,10 +242,12 @@ pub struct ServerConfig {
     pub fetch: FetchConfig,
     /// The address to listen on.
     pub address: IpAddr,
-    /// KServe v2 HTTP.
-    pub http_port: u16,
-    /// Prometheus metrics.
-    pub metrics_port: u16,
+    /// KServe v2 HTTP; `None` where it is not opened.
+    pub http_port: Option<u16>,
+    /// Prometheus metrics; `None` where they are not served.
+    pub metrics_port: Option<u16>,
+    /// SageMaker's port, and what the server is to its platform.
+    pub sagemaker: SageMakerConfig,
     /// Where the ports are written once they are open.
     pub port_file: Option<PathBuf>,
     /// Where models may run.
@@ -247,24 +300,40 @@ impl ServeOptions {
             model_repository, model_control, load_model, unknown_config_fields, load_concurrency, load_retry_ms,
             repository_poll_s, retain, pin_model, prefetch_model, cache_dir, cache_capacity, memory_limit, eviction,
             eviction_policy, min_residency_ms, room_wait_ms, fetch_concurrency, fetch_parts, fetch_timeout_ms,
-            s3_anonymous, s3_region, s3_endpoint, s3_path_style, address, http_port, metrics_port, port_file, device, executor_threads, io_threads, onnxruntime_library,
+            s3_anonymous, s3_region, s3_endpoint, s3_path_style, address, http_port, metrics_port, sagemaker_port,
+            sagemaker, sagemaker_model, sagemaker_model_root, sagemaker_inference_type, sagemaker_ping, endpoint_name, endpoint_keys,
+            endpoint_max_payload_bytes, endpoint_load_wait_ms, endpoint_load_limit_ms, port_file, device, executor_threads, io_threads, onnxruntime_library,
             runtime_dir, max_connections, queue_capacity, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, log,
             log_format,
         }
     }
 
-    fn complete(self) -> Result<ServerConfig> {
+    fn complete(mut self) -> Result<ServerConfig> {
+        let mode = self.sagemaker.filter(|mode| *mode != SageMakerMode::Auto).unwrap_or(SageMakerMode::Off);
+        let sagemaker = SageMakerConfig::of(&mut self, mode);
+        let port = |given: Option<Port>, usual: u16| match given {
+            Some(port) => port.number(),
+            None => (!mode.is_container()).then_some(usual),
+        };
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let timeout_ms = self.request_timeout_ms.unwrap_or(60_000);
-        let model_repository = self.model_repository.ok_or_else(|| {
-            Error::invalid(
-                "--model-repository is missing: give the folder that holds the models, for example models-examples, or \
-                 s3://BUCKET/PREFIX",
-            )
-        })?;
+        let model_repository = match (self.model_repository, mode) {
+            (Some(uri), _) => Some(uri),
+            (None, SageMakerMode::MultiModel) => None,
+            (None, SageMakerMode::SingleModel) => Some(sagemaker::SINGLE_MODEL.to_owned()),
+            (None, SageMakerMode::Auto | SageMakerMode::Off) => {
+                return Err(Error::invalid(
+                    "--model-repository is missing: give the folder that holds the models, for example models-examples, \
+                     or s3://BUCKET/PREFIX",
+                ));
+            }
+        };
         Ok(ServerConfig {
             model_repository,
-            model_control: self.model_control.unwrap_or_default(),
+            model_control: self.model_control.unwrap_or(match mode.is_container() {
+                true => ModelControl::Explicit,
+                false => ModelControl::default(),
+            }),
             load_model: self.load_model.unwrap_or_default(),
             unknown_config_fields: self.unknown_config_fields.unwrap_or_default(),
             load_concurrency: self.load_concurrency.map_or(4, NonZeroUsize::get),
@@ -280,7 +349,11 @@ impl ServeOptions {
                 },
                 capacity: self.cache_capacity.unwrap_or(Amount::Fraction(0.8)),
                 memory_limits: self.memory_limit.unwrap_or_default(),
-                eviction: self.eviction.unwrap_or_default(),
+                // The platform chooses who leaves.
+                eviction: self.eviction.unwrap_or(match mode {
+                    SageMakerMode::MultiModel => Eviction::External,
+                    SageMakerMode::Auto | SageMakerMode::Off | SageMakerMode::SingleModel => Eviction::Automatic,
+                }),
                 rule: self.eviction_policy.unwrap_or_default(),
                 min_residency: Duration::from_millis(self.min_residency_ms.unwrap_or(100)),
                 room_wait: Duration::from_millis(self.room_wait_ms.unwrap_or(10_000)),
@@ -294,9 +367,13 @@ impl ServeOptions {
                 s3_endpoint: self.s3_endpoint,
                 s3_path_style: self.s3_path_style,
             },
-            address: self.address.unwrap_or(IpAddr::from([127, 0, 0, 1])),
-            http_port: self.http_port.unwrap_or(8000),
-            metrics_port: self.metrics_port.unwrap_or(8002),
+            address: self.address.unwrap_or(IpAddr::from(match mode.is_container() {
+                true => [0, 0, 0, 0],
+                false => [127, 0, 0, 1],
+            })),
+            http_port: port(self.http_port, 8000),
+            metrics_port: port(self.metrics_port, 8002),
+            sagemaker,
             port_file: self.port_file,
             devices: self.device.unwrap_or_else(|| vec![DeviceChoice::Auto]),
             executor_threads: self.executor_threads.map_or(cores, NonZeroUsize::get),
@@ -379,14 +456,15 @@ mod tests {
         std::fs::write(file.path(), "model-repository = 'from-file'\nhttp-port = 9000\ndevice = ['cpu']\n").unwrap();
         let options = ServeOptions {
             config: Some(file.path().to_owned()),
-            http_port: Some(9100),
+            http_port: Some(Port::At(9100)),
             runtime_dir: Some("rt".into()),
             ..ServeOptions::default()
         };
         let config = options.resolve().unwrap();
-        assert_eq!(config.model_repository, "from-file");
-        assert_eq!(config.http_port, 9100);
-        assert_eq!(config.metrics_port, 8002);
+        assert_eq!(config.model_repository.as_deref(), Some("from-file"));
+        assert_eq!(config.http_port, Some(9100));
+        assert_eq!(config.metrics_port, Some(8002));
+        assert_eq!(config.sagemaker.port, None);
         assert_eq!(config.devices, [DeviceChoice::Cpu]);
     }
 

@@ -25,7 +25,7 @@ const SIBLINGS: [(&str, &str, &str); 1] = [("main", "cli", "main parses the comm
 
 /// Crates with a home: what they are, the crates, and the only places that name them, each with its reason. A crate
 /// that ends in `_` stands for all that begin so; a place that ends in `/` for a folder.
-const HOMES: [Home; 5] = [
+const HOMES: [Home; 6] = [
     Home {
         what: "JSON",
         crates: &["serde_json", "sonic_rs", "simd_json"],
@@ -49,8 +49,16 @@ const HOMES: [Home; 5] = [
     },
     Home {
         what: "S3",
-        crates: &["aws_config", "aws_sdk_s3", "aws_smithy_"],
+        crates: &["aws_config", "aws_sdk_s3", "aws_smithy_http_client", "aws_smithy_runtime_", "aws_smithy_async"],
         places: &[("repository/", "only the S3 repository knows its client")],
+    },
+    Home {
+        what: "AWS's event streams",
+        crates: &["aws_smithy_eventstream", "aws_smithy_types"],
+        places: &[
+            ("frontend/", "streamed answers of SageMaker's runtime API"),
+            ("repository/", "only the S3 repository knows its client"),
+        ],
     },
     Home {
         what: "NVML",

@@ -26,8 +26,11 @@ use crate::repository::local::Local;
 use crate::repository::s3::uri::is_s3;
 use crate::repository::s3::{S3, S3Options};
 
-pub(super) fn open_repository(config: &ServerConfig, loading: &Handle) -> Result<Arc<dyn ModelRepository>> {
-    let uri = &config.model_repository;
+pub(super) fn open_repository(
+    uri: &str,
+    config: &ServerConfig,
+    loading: &Handle,
+) -> Result<Arc<dyn ModelRepository>> {
     if is_s3(uri) {
         let fetch = &config.fetch;
         let options = S3Options {

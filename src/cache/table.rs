@@ -38,7 +38,7 @@ impl Refusal {
     #[must_use]
     pub fn into_error(self, kind: ErrorKind) -> Error {
         let retryable = !matches!(self, Self::NeverFits { .. });
-        Error::new(kind, self.to_string()).with_retryable(retryable)
+        Error::new(kind, self.to_string()).with_source(self).with_retryable(retryable)
     }
 }
 

@@ -1,6 +1,7 @@
 //! `roundhouse serve`.
 
 use std::io::Write;
+use std::net::SocketAddr;
 
 use tokio_util::sync::CancellationToken;
 
@@ -43,11 +44,21 @@ pub fn run(options: ServeOptions) -> Result<()> {
 
 /// Where the server listens and a line to try.
 fn greet(addresses: Addresses) {
-    let Addresses { http, metrics } = addresses;
+    let Addresses { http, metrics, sagemaker } = addresses;
+    let line = |what: &str, address: Option<SocketAddr>, path: &str| {
+        address.map_or_else(String::new, |address| format!("{what}http://{address}{path}\n"))
+    };
+    let example = match (http, sagemaker) {
+        (Some(http), _) => format!("curl -s http://{http}/v2/models"),
+        (None, Some(sagemaker)) => format!("curl -s http://{sagemaker}/models"),
+        (None, None) => return,
+    };
     // Nobody may be reading.
     let _ = writeln!(
         std::io::stdout(),
-        "KServe v2 HTTP  http://{http}\nmetrics         http://{metrics}/metrics\n\ntry:\n  \
-         curl -s http://{http}/v2/models"
+        "{}{}{}\ntry:\n  {example}",
+        line("KServe v2 HTTP  ", http, ""),
+        line("SageMaker       ", sagemaker, ""),
+        line("metrics         ", metrics, "/metrics"),
     );
 }

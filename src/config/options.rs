@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::amount::{Amount, MemoryLimit};
-use super::{DeviceChoice, Eviction, EvictionRule, LogFormat, ModelControl, UnknownConfigFields};
+use super::sagemaker::{InferenceType, Ping, SageMakerMode};
+use super::{DeviceChoice, Eviction, EvictionRule, LogFormat, ModelControl, Port, UnknownConfigFields};
 
 /// What `roundhouse serve` is told, by flags, environment or file; `None` where nothing was said.
 ///
@@ -141,15 +142,69 @@ pub struct ServeOptions {
     #[arg(long, value_name = "IP", env = "ROUNDHOUSE_ADDRESS", help_heading = "Listening")]
     pub address: Option<IpAddr>,
 
-    /// The port of KServe v2 HTTP; 0 takes any free one. [default: 8000]
+    /// The port of KServe v2 HTTP; 0 takes any free one, `off` opens none. [default: 8000; off in a SageMaker container]
     #[arg(long, value_name = "PORT", env = "ROUNDHOUSE_HTTP_PORT", help_heading = "Listening")]
-    pub http_port: Option<u16>,
+    pub http_port: Option<Port>,
 
-    /// The port of Prometheus metrics; 0 takes any free one. [default: 8002]
+    /// The port of Prometheus metrics; 0 takes any free one, `off` opens none. [default: 8002; off in a SageMaker
+    /// container]
     #[arg(long, value_name = "PORT", env = "ROUNDHOUSE_METRICS_PORT", help_heading = "Listening")]
-    pub metrics_port: Option<u16>,
+    pub metrics_port: Option<Port>,
 
-    /// A file that is written once everything listens: {"http": "IP:PORT", "metrics": "IP:PORT"}.
+    /// The port of SageMaker's container contract and runtime API; 0 takes any free one, `off` opens none.
+    /// [default: off; 8080 in a SageMaker container]
+    #[arg(long, value_name = "PORT", env = "ROUNDHOUSE_SAGEMAKER_PORT", help_heading = "SageMaker")]
+    pub sagemaker_port: Option<Port>,
+
+    /// What the server is to SageMaker's platform; `auto` reads its variables and folders. [default: auto]
+    #[arg(long, value_enum, env = "ROUNDHOUSE_SAGEMAKER", help_heading = "SageMaker")]
+    pub sagemaker: Option<SageMakerMode>,
+
+    /// The model of invocations that name none. [default: the only one of the repository]
+    #[arg(long, value_name = "NAME", env = "ROUNDHOUSE_SAGEMAKER_MODEL", help_heading = "SageMaker")]
+    pub sagemaker_model: Option<String>,
+
+    /// A folder that the platform may load models from; may be repeated. [default: /opt/ml/models]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "ROUNDHOUSE_SAGEMAKER_MODEL_ROOT",
+        value_delimiter = ',',
+        help_heading = "SageMaker"
+    )]
+    pub sagemaker_model_root: Option<Vec<PathBuf>>,
+
+    /// How the body of an invocation is read; a model's own parameter `inference_type` wins. [default: infer]
+    #[arg(long, value_enum, env = "ROUNDHOUSE_SAGEMAKER_INFERENCE_TYPE", help_heading = "SageMaker")]
+    pub sagemaker_inference_type: Option<InferenceType>,
+
+    /// What GET /ping speaks of: the process, or its models. [default: ready with a single model, else live]
+    #[arg(long, value_enum, env = "ROUNDHOUSE_SAGEMAKER_PING", help_heading = "SageMaker")]
+    pub sagemaker_ping: Option<Ping>,
+
+    /// The only endpoint name that the runtime API answers to. [default: any]
+    #[arg(long, value_name = "NAME", env = "ROUNDHOUSE_ENDPOINT_NAME", help_heading = "SageMaker")]
+    pub endpoint_name: Option<String>,
+
+    /// A TOML file of the keys and tokens that may use the runtime API, and for which models. [default: everybody may]
+    #[arg(long, value_name = "FILE", env = "ROUNDHOUSE_ENDPOINT_KEYS", help_heading = "SageMaker")]
+    pub endpoint_keys: Option<PathBuf>,
+
+    /// The largest body of an invocation through the runtime API, in bytes. [default: 6291456, as SageMaker's]
+    #[arg(long, value_name = "BYTES", env = "ROUNDHOUSE_ENDPOINT_MAX_PAYLOAD_BYTES", help_heading = "SageMaker")]
+    pub endpoint_max_payload_bytes: Option<NonZeroUsize>,
+
+    /// How long an invocation through the runtime API waits for its model's load before it answers 429, in milliseconds.
+    /// [default: 60000, as SageMaker's]
+    #[arg(long, value_name = "MS", env = "ROUNDHOUSE_ENDPOINT_LOAD_WAIT_MS", help_heading = "SageMaker")]
+    pub endpoint_load_wait_ms: Option<u64>,
+
+    /// How long such a load goes on, in milliseconds, also if its callers have left. [default: 360000, as SageMaker's]
+    #[arg(long, value_name = "MS", env = "ROUNDHOUSE_ENDPOINT_LOAD_LIMIT_MS", help_heading = "SageMaker")]
+    pub endpoint_load_limit_ms: Option<u64>,
+
+    /// A file that is written once everything listens: {"http": "IP:PORT", "metrics": "IP:PORT", "sagemaker": "IP:PORT"},
+    /// without those that are off.
     #[arg(long, value_name = "FILE", env = "ROUNDHOUSE_PORT_FILE", help_heading = "Listening")]
     pub port_file: Option<PathBuf>,
 

@@ -14,6 +14,7 @@ pub mod listener;
 pub mod metrics_http;
 pub mod percent;
 pub mod provenance;
+pub mod sagemaker;
 pub mod status;
 pub mod tensor_json;
 pub mod time;

@@ -6,6 +6,8 @@ use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 
 use super::body::Body;
 use super::tensor_json;
+use crate::cache::eviction::NoRoom;
+use crate::cache::table::Refusal;
 use crate::error::{Error, ErrorKind};
 
 /// The status of KServe v2 over HTTP.
@@ -24,6 +26,62 @@ pub const fn kserve_http(kind: ErrorKind) -> StatusCode {
             StatusCode::INTERNAL_SERVER_ERROR
         }
     }
+}
+
+/// The status in the contract of SageMaker's containers: 507 says that the platform is to unload others and try again.
+#[must_use]
+pub fn sagemaker(error: &Error) -> StatusCode {
+    match error.kind() {
+        // What can never fit is no reason to unload anybody.
+        ErrorKind::OutOfDeviceMemory | ErrorKind::OutOfDisk if !error.is_retryable() => StatusCode::BAD_REQUEST,
+        ErrorKind::OutOfDeviceMemory | ErrorKind::OutOfDisk => StatusCode::INSUFFICIENT_STORAGE,
+        ErrorKind::NotFound => StatusCode::NOT_FOUND,
+        ErrorKind::AlreadyLoaded => StatusCode::CONFLICT,
+        ErrorKind::InvalidArgument => StatusCode::BAD_REQUEST,
+        ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorKind::NotReady => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+        ErrorKind::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
+        ErrorKind::BackendFailed | ErrorKind::RepositoryFailed | ErrorKind::Internal => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
+}
+
+/// An error as our container tells it: `{"error": text, "code": kind}`, and for want of room the book's numbers, in bytes:
+/// `"reason": {"need", "free", "evictable", "pinned"}`.
+#[must_use]
+pub fn sagemaker_error_response(error: &Error) -> http::Response<Body> {
+    let mut body = tensor_json::encode_error(&error.report(), error.kind().code()).to_vec();
+    if let Some(room) = no_room(error) {
+        body.pop();
+        let NoRoom { need, free, evictable, pinned } = room;
+        let reason = format!(
+            ",\"reason\":{{\"need\":{need},\"free\":{free},\"evictable\":{evictable},\"pinned\":{pinned}}}}}"
+        );
+        body.extend_from_slice(reason.as_bytes());
+    }
+    let mut response = http::Response::new(Body::full(body.into()));
+    *response.status_mut() = sagemaker(error);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// What a book said to a load.
+fn no_room(error: &Error) -> Option<NoRoom> {
+    let mut cause = std::error::Error::source(error);
+    while let Some(below) = cause {
+        match below.downcast_ref::<Refusal>() {
+            Some(Refusal::NoRoom(room)) => return Some(*room),
+            Some(&Refusal::NeverFits { need, limit }) => {
+                return Some(NoRoom { need, free: limit, evictable: 0, pinned: 0 });
+            }
+            Some(Refusal::Present) | None => {}
+        }
+        cause = below.source();
+    }
+    None
 }
 
 /// Seconds after which a retry may help, where the protocol has a place for it.
@@ -92,6 +150,16 @@ mod tests {
             let row = format!("| `{}` | {} |", kind.code(), kserve_http(kind).as_u16());
             assert!(text.contains(&row), "ARCHITECTURE.md lacks the row {row}");
         }
+    }
+
+    #[test]
+    fn the_platform_is_told_what_the_book_says_and_to_unload_where_that_helps() {
+        let room = NoRoom { need: 9, free: 1, evictable: 2, pinned: 3 };
+        let full = Refusal::NoRoom(room).into_error(ErrorKind::OutOfDeviceMemory).wrap("model 'm' cannot be loaded");
+        assert_eq!((sagemaker(&full).as_u16(), no_room(&full)), (507, Some(room)));
+        let never = Refusal::NeverFits { need: 9, limit: 5 }.into_error(ErrorKind::OutOfDeviceMemory);
+        assert_eq!((sagemaker(&never).as_u16(), no_room(&never).unwrap().free), (400, 5));
+        assert_eq!((sagemaker(&Error::not_found("x")).as_u16(), no_room(&Error::not_found("x"))), (404, None));
     }
 
     #[test]

@@ -117,6 +117,24 @@ impl Local {
     }
 }
 
+/// What lies at `path`, under another name than its own: a model's folder, or one file. Blocking.
+///
+/// # Errors
+/// `NotFound` if nothing is there, `InvalidArgument` for a file that is no model, or as reading the folder fails.
+pub(super) fn manifest_of(name: &str, path: &Path) -> Result<ModelManifest> {
+    let metadata = path.metadata().map_err(|error| match is_absent(&error) {
+        true => absent(name),
+        false => unreadable(path, error),
+    })?;
+    let key = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if metadata.is_dir() {
+        return Ok(found(name, Form::Directory, key, files_below(path)?, path.to_owned()));
+    }
+    let form = layout::form_of(&key)
+        .ok_or_else(|| Error::invalid(format!("'{key}' is neither an archive nor a model file")))?;
+    Ok(one_file(name, form, key, &metadata, path.to_owned()))
+}
+
 fn absent(name: &str) -> Error {
     Error::not_found(format!("there is no model '{name}' in the repository"))
 }
@@ -192,7 +210,7 @@ fn read_at(file: &std::fs::File, start: u64, end: u64) -> Result<Bytes, FetchErr
 }
 
 /// Runs `work` where blocking is allowed.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| Error::internal("reading the model repository failed").with_source(error))?
@@ -216,24 +234,33 @@ impl ModelRepository for Local {
         object: usize,
         range: Range<u64>,
     ) -> BoxFuture<'a, Result<ByteStream, FetchError>> {
-        let object = manifest.objects.get(object).cloned();
-        let local = manifest.local.clone();
-        let form = manifest.form;
-        Box::pin(async move {
-            let (Some(object), Some(local)) = (object, local) else {
-                return Err(FetchError::Failed(Error::internal("a file was asked for that is not in the manifest")));
-            };
-            let path = if form == Form::Directory { local.join(&object.path) } else { local };
-            let opened = blocking(move || open_unchanged(&path, &object)).await.map_err(FetchError::Failed)?;
-            let file = Arc::new(opened.ok_or(FetchError::Changed)?);
-            let chunks = range.clone().step_by(usize::try_from(CHUNK).unwrap_or(usize::MAX));
-            let read = move |start: u64| {
-                let (file, end) = (Arc::clone(&file), (start + CHUNK).min(range.end));
-                async move { blocking(move || Ok(read_at(&file, start, end))).await.map_err(FetchError::Failed)? }
-            };
-            Ok(stream::iter(chunks).then(read).boxed())
-        })
+        fetch(manifest, object, range)
     }
+}
+
+/// Begins to read a range of a file of this machine.
+pub(super) fn fetch<'a>(
+        manifest: &'a ModelManifest,
+    object: usize,
+    range: Range<u64>,
+) -> BoxFuture<'a, Result<ByteStream, FetchError>> {
+    let object = manifest.objects.get(object).cloned();
+    let local = manifest.local.clone();
+    let form = manifest.form;
+    Box::pin(async move {
+        let (Some(object), Some(local)) = (object, local) else {
+            return Err(FetchError::Failed(Error::internal("a file was asked for that is not in the manifest")));
+        };
+        let path = if form == Form::Directory { local.join(&object.path) } else { local };
+        let opened = blocking(move || open_unchanged(&path, &object)).await.map_err(FetchError::Failed)?;
+        let file = Arc::new(opened.ok_or(FetchError::Changed)?);
+        let chunks = range.clone().step_by(usize::try_from(CHUNK).unwrap_or(usize::MAX));
+        let read = move |start: u64| {
+            let (file, end) = (Arc::clone(&file), (start + CHUNK).min(range.end));
+            async move { blocking(move || Ok(read_at(&file, start, end))).await.map_err(FetchError::Failed)? }
+        };
+        Ok(stream::iter(chunks).then(read).boxed())
+    })
 }
 
 #[cfg(test)]

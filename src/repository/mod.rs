@@ -8,6 +8,7 @@ pub mod faulty;
 pub mod layout;
 pub mod local;
 pub mod manifest;
+pub mod registered;
 pub mod s3;
 pub mod tree;
 

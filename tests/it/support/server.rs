@@ -1,13 +1,14 @@
 //! A server in this process, on ports and threads of its own.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use roundhouse::app::{Addresses, App, Listeners};
+use roundhouse::app::{App, Listeners};
 use roundhouse::backend::gated::{Counts, Gated};
 use roundhouse::backend::identity::Identity;
 use roundhouse::backend::registry::BackendRegistry;
-use roundhouse::config::{ServeOptions, ServerConfig};
+use roundhouse::config::{Port, ServeOptions, ServerConfig};
 use roundhouse::error::Result;
 use roundhouse::lifecycle::residency::{ModelResidency, ResidencyQuery, Tier, TierBook};
 use roundhouse::server::InferenceServer;
@@ -18,6 +19,14 @@ use tokio_util::sync::CancellationToken;
 use super::client::{Client, Request, Response};
 use super::repository::Repository;
 use super::{eventually, within};
+
+/// Where a server of a test listens.
+#[derive(Clone, Copy)]
+pub(crate) struct Addresses {
+    pub(crate) http: SocketAddr,
+    pub(crate) metrics: SocketAddr,
+    pub(crate) sagemaker: SocketAddr,
+}
 
 /// A running server with the `gated` and `identity` backends.
 pub(crate) struct TestServer {
@@ -39,8 +48,9 @@ pub(crate) struct TestServer {
 pub(crate) fn config_for(repository: &Repository) -> ServerConfig {
     let options = ServeOptions {
         model_repository: Some(repository.path().to_str().unwrap().to_owned()),
-        http_port: Some(0),
-        metrics_port: Some(0),
+        http_port: Some(Port::At(0)),
+        metrics_port: Some(Port::At(0)),
+        sagemaker_port: Some(Port::At(0)),
         executor_threads: std::num::NonZeroUsize::new(2),
         // Not a model's name, and gone with the repository.
         cache_dir: Some(repository.path().join(".cache")),
@@ -51,7 +61,7 @@ pub(crate) fn config_for(repository: &Repository) -> ServerConfig {
 
 /// Has the models come from this URI, anonymously where it is one of S3.
 pub(crate) fn at_uri(config: &mut ServerConfig, uri: &str) {
-    uri.clone_into(&mut config.model_repository);
+    config.model_repository = Some(uri.to_owned());
     config.fetch.s3_anonymous = true;
     config.fetch.s3_region = Some("us-east-1".to_owned());
 }
@@ -92,7 +102,12 @@ impl TestServer {
         let (app, listeners, addresses) = runtime
             .spawn(async move {
                 let listeners = Listeners::bind(&config).await.unwrap();
-                let addresses = listeners.addresses().unwrap();
+                let bound = listeners.addresses().unwrap();
+                let addresses = Addresses {
+                    http: bound.http.unwrap(),
+                    metrics: bound.metrics.unwrap(),
+                    sagemaker: bound.sagemaker.unwrap(),
+                };
                 (App::build_with(config, registry).unwrap(), listeners, addresses)
             })
             .await
@@ -105,6 +120,11 @@ impl TestServer {
     /// A new connection.
     pub(crate) async fn client(&self) -> Client {
         Client::connect(self.addresses.http).await
+    }
+
+    /// A new connection to SageMaker's port.
+    pub(crate) async fn sagemaker(&self) -> Client {
+        Client::connect(self.addresses.sagemaker).await
     }
 
     /// Asks over a connection of its own.
