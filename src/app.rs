@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http_body_util::Either;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,15 +25,15 @@ use crate::device::allocator::fix_thresholds;
 use crate::device::selection::select;
 use crate::error::{Error, Result};
 use crate::frontend::kserve_http::Kserve;
-use crate::frontend::sagemaker::SageMaker;
+use crate::frontend::sagemaker::{SageMaker, is_endpoint};
 use crate::frontend::{listener, metrics_http};
 use crate::lifecycle::files::Files;
 use crate::lifecycle::loader::{DevicePlace, Loader};
 use crate::lifecycle::{ManagerOptions, ModelManager};
 use crate::metrics::prometheus::ServerMetrics;
 use crate::model_config::UnknownFields;
-use crate::repository::download::{DownloadOptions, Downloader};
 use crate::repository::ModelRepository;
+use crate::repository::download::{DownloadOptions, Downloader};
 use crate::repository::registered::Registered;
 use crate::repository::s3::uri::is_s3;
 use crate::scheduler::executor::Executor;
@@ -211,13 +212,21 @@ impl App {
         let stop_accepting = CancellationToken::new();
         let mut fronts = JoinSet::new();
         let (stop, tracker, most) = (&stop_accepting, &connections, config.limits.connections);
+        let sagemaker = SageMaker::new(server.clone(), registered, config.sagemaker.clone(), config.limits);
         if let Some(listener) = listeners.http {
-            let kserve = Kserve::new(server.clone(), config.limits);
-            let answer = move |request| kserve.clone().handle(request);
+            let (kserve, sagemaker) = (Kserve::new(server.clone(), config.limits), sagemaker.clone());
+            let answer = move |request: http::Request<hyper::body::Incoming>| {
+                let (kserve, sagemaker) = (kserve.clone(), sagemaker.clone());
+                async move {
+                    match is_endpoint(request.uri().path()) {
+                        false => kserve.handle(request).await,
+                        true => sagemaker.handle(request).await.map(|answer| answer.map(Either::Left)),
+                    }
+                }
+            };
             fronts.spawn(listener::serve(listener, answer, stop.clone(), tracker.clone(), most));
         }
         if let Some(listener) = listeners.sagemaker {
-            let sagemaker = SageMaker::new(server.clone(), registered, config.sagemaker.clone(), config.limits);
             let answer = move |request| sagemaker.clone().handle(request);
             fronts.spawn(listener::serve(listener, answer, stop.clone(), tracker.clone(), most));
         }
@@ -309,7 +318,8 @@ async fn start_models(server: InferenceServer, config: ServerConfig) {
 fn write_port_file(path: &Path, addresses: Addresses) -> Result<()> {
     let Addresses { http, metrics, sagemaker } = addresses;
     let written = [("http", http), ("metrics", metrics), ("sagemaker", sagemaker)];
-    let members = written.iter().filter_map(|(name, address)| address.map(|address| format!("\"{name}\": \"{address}\"")));
+    let members =
+        written.iter().filter_map(|(name, address)| address.map(|address| format!("\"{name}\": \"{address}\"")));
     let text = format!("{{{}}}\n", members.collect::<Vec<_>>().join(", "));
     let failed = |error| Error::internal(format!("cannot write --port-file {}", path.display())).with_source(error);
     let temporary = path.with_extension("partial");

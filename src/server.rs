@@ -189,6 +189,12 @@ impl InferenceServer {
         self.0.models.resident_model(name).map(|model| model.versions().to_vec()).unwrap_or_default()
     }
 
+    /// The names of the models in memory, in no order.
+    #[must_use]
+    pub fn resident_names(&self) -> Vec<Arc<str>> {
+        self.0.models.resident_names()
+    }
+
     /// Every version in memory, by name and version.
     #[must_use]
     pub fn resident_versions(&self) -> Vec<Arc<LoadedVersion>> {

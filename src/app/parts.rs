@@ -26,11 +26,7 @@ use crate::repository::local::Local;
 use crate::repository::s3::uri::is_s3;
 use crate::repository::s3::{S3, S3Options};
 
-pub(super) fn open_repository(
-    uri: &str,
-    config: &ServerConfig,
-    loading: &Handle,
-) -> Result<Arc<dyn ModelRepository>> {
+pub(super) fn open_repository(uri: &str, config: &ServerConfig, loading: &Handle) -> Result<Arc<dyn ModelRepository>> {
     if is_s3(uri) {
         let fetch = &config.fetch;
         let options = S3Options {

@@ -215,3 +215,25 @@ fn too_large(limits: &BodyLimits) -> Error {
 pub fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
+
+/// When an answer must be there: the earliest of the request's own timeout, its headers', and the server's.
+#[must_use]
+pub fn deadline(
+    arrived: Instant,
+    own: Option<Duration>,
+    headers: &HeaderMap,
+    server: Option<Duration>,
+) -> Option<Deadline> {
+    let shortest = [own, header_timeout(headers), server].into_iter().flatten().min()?;
+    Deadline::after(arrived, shortest)
+}
+
+/// The milliseconds a caller or the proxy before us is willing to wait.
+fn header_timeout(headers: &HeaderMap) -> Option<Duration> {
+    ["x-request-timeout-ms", "x-envoy-expected-rq-timeout-ms"]
+        .iter()
+        .filter_map(|name| headers.get(*name)?.to_str().ok()?.trim().parse().ok())
+        .filter(|ms| *ms > 0)
+        .min()
+        .map(Duration::from_millis)
+}

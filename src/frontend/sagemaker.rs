@@ -1,21 +1,38 @@
-//! SageMaker: the contract of its containers, and its runtime API, on one port.
+//! SageMaker: the contract of its containers, and the runtime API of its endpoints, on one port.
+//!
+//! Inside SageMaker the platform stands before this port, says what to load and unload, and sends invocations. Outside this
+//! port is the endpoint itself: models come from the repository when an invocation names them.
+
+mod container;
+mod content_type;
+pub mod event_stream;
+pub mod failure;
+mod invoke;
+mod route;
+mod runtime;
+pub mod target;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use http::header::ACCEPT_ENCODING;
+use http::{HeaderMap, StatusCode};
 use hyper::body::Incoming;
 
-use super::body::Body;
-use super::status::sagemaker_error_response;
+use self::container::{CONTROL_BYTES, Loading};
+use self::invoke::Unreadable;
+use self::route::{ENDPOINTS, Route};
+use self::runtime::Kept;
+use self::target::{CUSTOM_ATTRIBUTES, custom_attributes, target_model};
+use super::body::{self, Body, BodyLimits};
+use super::compression::Encoding;
+use super::status::{method_not_allowed, sagemaker_error_response};
 use super::tensor_json::Limits;
 use crate::config::RequestLimits;
 use crate::config::sagemaker::SageMakerConfig;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind, Result};
 use crate::repository::registered::Registered;
 use crate::server::InferenceServer;
-
-pub mod failure;
-pub mod target;
 
 /// The front end of SageMaker's port. Cheap to clone.
 #[derive(Clone)]
@@ -27,14 +44,28 @@ struct Inner {
     config: SageMakerConfig,
     limits: RequestLimits,
     tensor_limits: Limits,
+    loading: Loading,
+    kept: Kept,
+}
+
+/// Whether a path is the runtime API's.
+#[must_use]
+pub fn is_endpoint(path: &str) -> bool {
+    path.starts_with(ENDPOINTS)
 }
 
 impl SageMaker {
     /// The front end over a server whose models are those of `registered`.
     #[must_use]
-    pub fn new(server: InferenceServer, registered: Registered, config: SageMakerConfig, limits: RequestLimits) -> Self {
+    pub fn new(
+        server: InferenceServer,
+        registered: Registered,
+        config: SageMakerConfig,
+        limits: RequestLimits,
+    ) -> Self {
         let tensor_limits = Limits { json_bytes: limits.json_bytes, ..Limits::default() };
-        Self(Arc::new(Inner { server, registered, config, limits, tensor_limits }))
+        let (loading, kept) = (Loading::default(), Kept::default());
+        Self(Arc::new(Inner { server, registered, config, limits, tensor_limits, loading, kept }))
     }
 
     /// Answers one request.
@@ -42,7 +73,90 @@ impl SageMaker {
     /// # Errors
     /// Never.
     pub async fn handle(self, request: http::Request<Incoming>) -> Result<http::Response<Body>, Infallible> {
-        drop(request);
-        Ok(sagemaker_error_response(&Error::not_found("Not Found")))
+        let (head, body) = request.into_parts();
+        let path = head.uri.path().to_owned();
+        let route = Route::parse(&head.method, &path);
+        if let Route::Endpoint { name, stream } = route {
+            return Ok(self.0.endpoint(&name, stream, head, body).await);
+        }
+        let answered = match route {
+            Route::Ping => Ok(self.0.ping()),
+            Route::Invoke(name) => return Ok(self.0.invocation(Some(&name), &head.headers, body).await),
+            Route::Invocations => return Ok(self.0.invocation(None, &head.headers, body).await),
+            other => self.0.control(other, head.uri.query().unwrap_or_default(), &head.headers, body).await,
+        };
+        Ok(answered.unwrap_or_else(|error| sagemaker_error_response(&error)))
+    }
+}
+
+impl Inner {
+    /// What the platform asks besides invocations.
+    async fn control(
+        self: &Arc<Self>,
+        route: Route<'_>,
+        query: &str,
+        headers: &HeaderMap,
+        body: Incoming,
+    ) -> Result<http::Response<Body>> {
+        // Read whether it is wanted or not: left unread it would cost the connection.
+        let limits = BodyLimits {
+            bytes: CONTROL_BYTES,
+            chunks: self.limits.body_chunks,
+            deadline: body::deadline(std::time::Instant::now(), None, headers, self.limits.timeout),
+            flag: "the limit of control requests,",
+        };
+        let body = body::read(body, headers, None, &limits).await?;
+        match route {
+            Route::List => self.list(query),
+            Route::Describe(name) => self.describe(&name),
+            Route::Load => self.load(body).await,
+            Route::Unload(name) => self.unload(&name).await,
+            Route::WrongMethod => Ok(method_not_allowed()),
+            _ => Err(Error::not_found("Not Found")),
+        }
+    }
+
+    /// An invocation that the platform hands on, errors included; of the model that is asked for, or the only one there is.
+    async fn invocation(&self, name: Option<&str>, headers: &HeaderMap, body: Incoming) -> http::Response<Body> {
+        match self.try_invocation(name, headers, body).await {
+            Ok(response) => response,
+            Err(Unreadable::Failed(error)) => {
+                if matches!(error.kind(), ErrorKind::BackendFailed | ErrorKind::Internal) {
+                    tracing::warn!(model = name, error = %error.report(), "invocation failed");
+                }
+                sagemaker_error_response(&error)
+            }
+            Err(Unreadable::Coding(error)) => {
+                let mut response = sagemaker_error_response(&error);
+                *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+                response.headers_mut().insert(ACCEPT_ENCODING, Encoding::offered());
+                response
+            }
+        }
+    }
+
+    async fn try_invocation(
+        &self,
+        name: Option<&str>,
+        headers: &HeaderMap,
+        body: Incoming,
+    ) -> Result<http::Response<Body>, Unreadable> {
+        let payload = self.read(headers, body, (self.limits.body_bytes, "--max-body-bytes")).await?;
+        let attributes = custom_attributes(headers).map_err(|error| Error::invalid(error.message))?;
+        let name = match name {
+            Some(name) => name.to_owned(),
+            // A proxy may route by the header.
+            None => target_model(headers)
+                .map_err(|error| Error::invalid(error.message))?
+                .or_else(|| self.config.model.clone())
+                .ok_or_else(|| Error::invalid("which model? name the one of /invocations with --sagemaker-model"))?,
+        };
+        let deadline = body::deadline(std::time::Instant::now(), None, headers, self.limits.timeout);
+        let handle = self.server.model(&name, None, deadline).await?;
+        let mut response = self.invoke(handle, payload, headers).await?;
+        if let Some(attributes) = attributes {
+            response.headers_mut().insert(CUSTOM_ATTRIBUTES, attributes);
+        }
+        Ok(response)
     }
 }

@@ -57,9 +57,8 @@ pub fn sagemaker_error_response(error: &Error) -> http::Response<Body> {
     if let Some(room) = no_room(error) {
         body.pop();
         let NoRoom { need, free, evictable, pinned } = room;
-        let reason = format!(
-            ",\"reason\":{{\"need\":{need},\"free\":{free},\"evictable\":{evictable},\"pinned\":{pinned}}}}}"
-        );
+        let reason =
+            format!(",\"reason\":{{\"need\":{need},\"free\":{free},\"evictable\":{evictable},\"pinned\":{pinned}}}}}");
         body.extend_from_slice(reason.as_bytes());
     }
     let mut response = http::Response::new(Body::full(body.into()));

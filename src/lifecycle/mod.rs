@@ -371,6 +371,13 @@ impl ModelManager {
         self.0.models.load().values().filter_map(|slot| slot.resident()).collect()
     }
 
+    /// The names of every model in memory, in no order.
+    #[must_use]
+    pub fn resident_names(&self) -> Vec<Name> {
+        let models = self.0.models.load();
+        models.iter().filter(|(_, slot)| slot.is_resident()).map(|(name, _)| Arc::clone(name)).collect()
+    }
+
     /// The repository's models with the states of those that were asked for. Reads the repository.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use crate::repository::layout;
 use crate::repository::tree::ModelTree;
 
 /// Parameters of a model that mean something to the server, whatever its backend.
-const KNOWN_PARAMETERS: [&str; 2] = [RETAIN, MEMORY_BYTES];
+const KNOWN_PARAMETERS: [&str; 3] = [RETAIN, MEMORY_BYTES, "inference_type"];
 
 /// `false`: the model leaves when its requests are answered.
 const RETAIN: &str = "retain";

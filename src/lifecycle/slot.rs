@@ -122,6 +122,10 @@ impl Slot {
         self.resident.load_full()
     }
 
+    pub(super) fn is_resident(&self) -> bool {
+        self.resident.load().is_some()
+    }
+
     pub(super) fn states(&self) -> Vec<VersionStatus> {
         self.control.lock().states.rows().to_vec()
     }

@@ -240,7 +240,7 @@ impl ModelRepository for Local {
 
 /// Begins to read a range of a file of this machine.
 pub(super) fn fetch<'a>(
-        manifest: &'a ModelManifest,
+    manifest: &'a ModelManifest,
     object: usize,
     range: Range<u64>,
 ) -> BoxFuture<'a, Result<ByteStream, FetchError>> {

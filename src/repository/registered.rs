@@ -67,7 +67,10 @@ impl Registered {
             return manifest_of(name, place);
         }
         let tree = ModelTree::read_unpacked(name, place)?;
-        manifest_of(name, tree.bare_file.as_deref().filter(|file| file.parent() == Some(place)).unwrap_or(&tree.directory))
+        manifest_of(
+            name,
+            tree.bare_file.as_deref().filter(|file| file.parent() == Some(place)).unwrap_or(&tree.directory),
+        )
     }
 }
 
@@ -114,9 +117,9 @@ impl ModelRepository for Registered {
         match (&manifest.local, &self.0.below) {
             (Some(_), _) => super::local::fetch(manifest, object, range),
             (None, Some(below)) => below.fetch(manifest, object, range),
-            (None, None) => Box::pin(async {
-                Err(FetchError::Failed(Error::internal("a file was asked for that is nowhere")))
-            }),
+            (None, None) => {
+                Box::pin(async { Err(FetchError::Failed(Error::internal("a file was asked for that is nowhere"))) })
+            }
         }
     }
 }

@@ -2,27 +2,22 @@
 
 use std::time::Instant;
 
-use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use hyper::body::Incoming;
 
 use super::super::body::{self, Body, BodyLimits};
-use super::super::classification;
 use super::super::compression::{self, Encoding};
 use super::super::provenance::Provenance;
 use super::super::status::error_response;
-use super::super::tensor_json::{self, DecodedRequest, EncodedResponse, ResponseFormat};
+use super::super::tensor_body;
+use super::super::tensor_json::{DecodedRequest, EncodedResponse};
 use super::{Kserve, log_failure, micros, request_id};
 use crate::error::{Error, Result};
-use crate::inference::{InferenceResponse, Version};
-use crate::lifecycle::handle::ModelHandle;
+use crate::inference::Version;
 
 /// The length of the JSON in front of binary tensors (binary tensor data extension).
 pub(super) const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
-
-/// JSON from this size on is read and written where it holds up no connection.
-pub(super) const LARGE_JSON: usize = 128 << 10;
 
 impl Kserve {
     /// Answers an inference request, errors included.
@@ -83,7 +78,7 @@ impl Kserve {
         let (handle, decoded) = if announced == Some(0) {
             let deadline = self.deadline(arrived, None, headers);
             let handle = self.server().model(name, version, deadline).await?;
-            let decoded = decode_raw(&handle, body)?;
+            let decoded = tensor_body::decode_raw(&handle, body)?;
             (
                 handle,
                 DecodedRequest {
@@ -92,13 +87,13 @@ impl Kserve {
                 },
             )
         } else {
-            let mut decoded = self.decode(body, announced).await?;
+            let mut decoded = tensor_body::decode(body, announced, &self.0.tensor_limits).await?;
             let deadline = self.deadline(arrived, decoded.timeout, headers);
             decoded.request.deadline = deadline;
             (self.server().model(name, version, deadline).await?, decoded)
         };
         let mut response = self.server().infer(&handle, decoded.request, arrived).await?;
-        classify(&mut response, &decoded.format, &handle)?;
+        tensor_body::classify(&mut response, &decoded.format, &handle)?;
         let provenance = Provenance::of(&handle);
         drop(handle);
         tracing::debug!(
@@ -108,19 +103,10 @@ impl Kserve {
             us = micros(arrived),
             "inference answered"
         );
-        let encoded = encode(response, decoded.format).await?;
+        let encoded = tensor_body::encode(response, decoded.format).await?;
         let mut response = answer(encoded, Encoding::for_response(headers)).await?;
         provenance.write(response.headers_mut());
         Ok(response)
-    }
-
-    async fn decode(&self, body: Bytes, header_length: Option<usize>) -> Result<DecodedRequest> {
-        let limits = &self.0.tensor_limits;
-        if header_length.unwrap_or(body.len()) < LARGE_JSON {
-            return tensor_json::decode_request(body, header_length, limits);
-        }
-        let limits = limits.clone();
-        off_the_io_threads(true, move || tensor_json::decode_request(body, header_length, &limits)).await
     }
 }
 
@@ -134,59 +120,6 @@ fn header_length(headers: &HeaderMap) -> Result<Option<usize>> {
             text.chars().take(32).collect::<String>()
         ))
     })
-}
-
-fn decode_raw(handle: &ModelHandle, body: Bytes) -> Result<DecodedRequest> {
-    let [input] = handle.inputs.as_slice() else {
-        return Err(Error::invalid(format!(
-            "Raw request must only have 1 input (found 1) to be deduced but got {} inputs in '{}' model configuration",
-            handle.inputs.len(),
-            handle.id.name
-        )));
-    };
-    let mut dims = input.dims.clone();
-    if handle.max_batch_size > 0 {
-        // A raw request is a batch of one.
-        if let Some(batch) = dims.first_mut() {
-            *batch = 1;
-        }
-    }
-    tensor_json::decode_raw(body, &input.name, input.data_type, &dims)
-}
-
-/// Puts the top classes in the place of outputs that were asked for so.
-fn classify(response: &mut InferenceResponse, format: &ResponseFormat, handle: &ModelHandle) -> Result<()> {
-    if format.outputs.iter().all(|output| output.classification.is_none()) {
-        return Ok(());
-    }
-    for output in &mut response.outputs {
-        if let (_, Some(count)) = format.output(&output.name) {
-            let metadata = handle.outputs.iter().find(|metadata| metadata.name == output.name);
-            let labels = metadata.map_or(&[][..], |metadata| &metadata.labels);
-            output.tensor = classification::top_classes(&output.tensor, count, labels, handle.max_batch_size > 0)?;
-        }
-    }
-    Ok(())
-}
-
-async fn encode(response: InferenceResponse, format: ResponseFormat) -> Result<EncodedResponse> {
-    let as_json = |output: &crate::inference::NamedTensor| !format.output(&output.name).0;
-    let bytes: usize =
-        response.outputs.iter().filter(|output| as_json(output)).map(|output| output.tensor.data().len()).sum();
-    off_the_io_threads(bytes >= LARGE_JSON / 4, move || tensor_json::encode_response(&response, &format)).await
-}
-
-/// Runs `work` here, or where it holds up no connection if it is `large`.
-pub(super) async fn off_the_io_threads<T: Send + 'static>(
-    large: bool,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    if !large {
-        return work();
-    }
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Error::internal("reading or writing JSON failed").with_source(error))?
 }
 
 async fn answer(encoded: EncodedResponse, encoding: Encoding) -> Result<http::Response<Body>> {

@@ -140,24 +140,13 @@ impl Kserve {
 
     /// When the answer must be there: the earliest of the request's own timeout, its headers', and the server's.
     fn deadline(&self, arrived: Instant, own: Option<Duration>, headers: &HeaderMap) -> Option<Deadline> {
-        let shortest = [own, header_timeout(headers), self.0.limits.timeout].into_iter().flatten().min()?;
-        Deadline::after(arrived, shortest)
+        body::deadline(arrived, own, headers, self.0.limits.timeout)
     }
 }
 
 async fn call(router: Router, request: Request) -> Response {
     use tower::ServiceExt;
     router.oneshot(request).await.unwrap_or_else(|never| match never {})
-}
-
-/// The milliseconds a caller or the proxy before us is willing to wait.
-fn header_timeout(headers: &HeaderMap) -> Option<Duration> {
-    ["x-request-timeout-ms", "x-envoy-expected-rq-timeout-ms"]
-        .iter()
-        .filter_map(|name| headers.get(*name)?.to_str().ok()?.trim().parse().ok())
-        .filter(|ms| *ms > 0)
-        .min()
-        .map(Duration::from_millis)
 }
 
 fn router(state: Kserve) -> Router {

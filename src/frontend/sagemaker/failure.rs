@@ -152,9 +152,7 @@ impl ServiceError {
             | ErrorKind::OutOfDisk
             | ErrorKind::Unsupported
             | ErrorKind::BackendFailed
-            | ErrorKind::RepositoryFailed => {
-                Self::model("primary", status::sagemaker(error).as_u16(), error.report())
-            }
+            | ErrorKind::RepositoryFailed => Self::model("primary", status::sagemaker(error).as_u16(), error.report()),
         }
     }
 

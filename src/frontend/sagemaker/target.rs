@@ -32,8 +32,8 @@ const MAX_HEADER: usize = 1024;
 /// `ValidationError` for what cannot be a key below the repository's prefix.
 pub fn target_model(headers: &HeaderMap) -> Result<Option<String>, ServiceError> {
     let Some(value) = headers.get(TARGET_MODEL) else { return Ok(None) };
-    let text = std::str::from_utf8(value.as_bytes())
-        .map_err(|_| ServiceError::validation("TargetModel is not UTF-8"))?;
+    let text =
+        std::str::from_utf8(value.as_bytes()).map_err(|_| ServiceError::validation("TargetModel is not UTF-8"))?;
     if text.starts_with(' ') {
         return Err(ServiceError::validation("TargetModel begins with a blank"));
     }

@@ -1,0 +1,281 @@
+//! The contract of SageMaker's multi-model containers (developer guide, "Custom Containers Contract for Multi-Model
+//! Endpoints"): list, load, describe, unload. The platform decides; what it is told comes from the book.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::super::body::Body;
+use super::super::percent;
+use super::Inner;
+use super::invoke::document;
+use crate::config::sagemaker::Ping;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Models on a page where the query does not say.
+const LIMIT: usize = 100;
+
+/// The most models on a page.
+const MOST: usize = 10_000;
+
+/// The largest body of a control request, in bytes.
+pub(super) const CONTROL_BYTES: usize = 1 << 20;
+
+/// A model in memory.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row<'a> {
+    model_name: &'a str,
+    model_url: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Page<'a> {
+    models: Vec<Row<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<&'a str>,
+}
+
+#[derive(Deserialize)]
+struct LoadRequest {
+    model_name: String,
+    url: String,
+}
+
+/// The loads that the platform waits for.
+#[derive(Default)]
+pub(super) struct Loading(Mutex<HashSet<String>>);
+
+impl Inner {
+    /// Whether the platform may send requests.
+    pub(super) fn ping(&self) -> http::Response<Body> {
+        let ready = match self.config.ping {
+            Ping::Live => true,
+            Ping::Ready => {
+                let model = self.config.model.as_deref();
+                self.server.is_ready() && model.is_none_or(|model| !self.server.versions_of(model).is_empty())
+            }
+        };
+        let mut response = http::Response::new(Body::default());
+        *response.status_mut() = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        response
+    }
+
+    /// A page of the models in memory, by name.
+    pub(super) fn list(&self, query: &str) -> Result<http::Response<Body>> {
+        let Query { limit, after } = Query::parse(query)?;
+        let mut names = self.server.resident_names();
+        names.retain(|name| after.as_deref().is_none_or(|after| **name > *after));
+        names.sort_unstable();
+        let more = names.len() > limit;
+        names.truncate(limit);
+        let models = names.iter().map(|name| Row { model_name: name, model_url: self.url_of(name) }).collect();
+        let next_page_token = names.last().filter(|_| more).map(|name| &**name);
+        json(&Page { models, next_page_token })
+    }
+
+    /// One model in memory.
+    pub(super) fn describe(&self, name: &str) -> Result<http::Response<Body>> {
+        if self.server.versions_of(name).is_empty() {
+            return Err(not_loaded(name));
+        }
+        json(&Row { model_name: name, model_url: self.url_of(name) })
+    }
+
+    /// Where a model was said to lie, or its key in the repository.
+    fn url_of(&self, name: &str) -> String {
+        self.registered.place(name).map_or_else(|| name.to_owned(), |place| place.display().to_string())
+    }
+
+    /// Loads what lies at a place of this machine under a name; goes on to the end even if the caller leaves.
+    pub(super) async fn load(self: &Arc<Self>, body: Bytes) -> Result<http::Response<Body>> {
+        let LoadRequest { model_name, url } = serde_json::from_slice(&body).map_err(|error| {
+            Error::invalid("the body must be a JSON object with the texts 'model_name' and 'url'").with_source(error)
+        })?;
+        let roots = self.config.model_roots.clone();
+        let place = blocking(move || check_place(&url, &roots)).await?;
+        let inner = Arc::clone(self);
+        let load = async move { inner.load_registered(&model_name, place).await };
+        tokio::spawn(load)
+            .await
+            .map_err(|panic| Error::internal("loading the model panicked").with_source(panic))??;
+        Ok(http::Response::new(Body::default()))
+    }
+
+    async fn load_registered(&self, name: &str, place: PathBuf) -> Result<()> {
+        let Some(_turn) = self.loading.begin(name) else {
+            // Somebody else's load is under way: its end is the answer.
+            self.server.load_model(name, None).await?;
+            return Err(already_loaded(name));
+        };
+        if !self.server.versions_of(name).is_empty() {
+            return Err(already_loaded(name));
+        }
+        if !self.registered.register(name, place.clone())? {
+            // Left over from a copy that is gone.
+            if let Some(old) = self.registered.place(name) {
+                self.registered.forget(name, &old);
+            }
+            self.registered.register(name, place.clone())?;
+        }
+        let loaded = self.server.load_model(name, None).await;
+        if loaded.is_err() {
+            self.registered.forget(name, &place);
+        }
+        loaded
+    }
+
+    /// Unloads a model; answers when its memory is back.
+    pub(super) async fn unload(self: &Arc<Self>, name: &str) -> Result<http::Response<Body>> {
+        let place = self.registered.place(name);
+        if place.is_none() && self.server.versions_of(name).is_empty() {
+            return Err(not_loaded(name));
+        }
+        let (inner, name) = (Arc::clone(self), name.to_owned());
+        let unload = async move {
+            inner.server.unload_model(&name).await?;
+            if let Some(place) = place {
+                inner.registered.forget(&name, &place);
+            }
+            Ok::<_, Error>(())
+        };
+        tokio::spawn(unload).await.map_err(|panic| Error::internal("unloading panicked").with_source(panic))??;
+        Ok(http::Response::new(Body::default()))
+    }
+}
+
+impl Loading {
+    /// A turn at loading `name`, unless somebody has it.
+    fn begin(&self, name: &str) -> Option<Turn<'_>> {
+        self.0.lock().insert(name.to_owned()).then(|| Turn { loading: self, name: name.to_owned() })
+    }
+}
+
+/// Ends a load's turn.
+struct Turn<'a> {
+    loading: &'a Loading,
+    name: String,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.loading.0.lock().remove(&self.name);
+    }
+}
+
+/// A place that the platform may load from: an absolute path, below one of the roots after all links are followed.
+fn check_place(url: &str, roots: &[PathBuf]) -> Result<PathBuf> {
+    let outside = || {
+        let roots: Vec<_> = roots.iter().map(|root| root.display().to_string()).collect();
+        let shown: String = url.chars().take(256).collect();
+        Error::invalid(format!(
+            "url '{}' is not below {}: models are loaded from there (--sagemaker-model-root)",
+            shown.escape_debug(),
+            roots.join(" or ")
+        ))
+    };
+    let path = Path::new(url);
+    let is_plain = path.is_absolute() && !path.components().any(|part| part == std::path::Component::ParentDir);
+    if !is_plain || !roots.iter().any(|root| path.starts_with(root)) {
+        return Err(outside());
+    }
+    let real = path.canonicalize().map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
+            Error::not_found(format!("there is nothing at url '{url}'"))
+        }
+        _ => Error::new(ErrorKind::RepositoryFailed, format!("cannot read url '{url}'")).with_source(error),
+    })?;
+    let inside = roots.iter().filter_map(|root| root.canonicalize().ok()).any(|root| real.starts_with(root));
+    if inside { Ok(path.to_owned()) } else { Err(outside()) }
+}
+
+fn already_loaded(name: &str) -> Error {
+    Error::new(ErrorKind::AlreadyLoaded, format!("model '{name}' is loaded already"))
+}
+
+/// A model that the platform has not loaded, or has unloaded.
+pub(super) fn not_loaded(name: &str) -> Error {
+    let shown: String = name.chars().take(64).collect();
+    Error::not_found(format!("model '{}' is not loaded", shown.escape_debug()))
+}
+
+fn json(content: &impl Serialize) -> Result<http::Response<Body>> {
+    let json =
+        serde_json::to_vec(content).map_err(|error| Error::internal("cannot write the document").with_source(error))?;
+    Ok(document(json.into(), HeaderValue::from_static("application/json")))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|panic| Error::internal("looking at the model's folder panicked").with_source(panic))?
+}
+
+/// The query of `GET /models`.
+#[derive(Debug, PartialEq, Eq)]
+struct Query {
+    limit: usize,
+    /// The last name of the page before.
+    after: Option<String>,
+}
+
+impl Query {
+    /// Reads `limit` and `next_page_token`, also as `nextPageToken`; other parameters mean nothing here.
+    fn parse(query: &str) -> Result<Self> {
+        let mut read = Self { limit: LIMIT, after: None };
+        for pair in query.split('&') {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            match key {
+                "limit" => {
+                    read.limit = value.parse().ok().filter(|limit| (1..=MOST).contains(limit)).ok_or_else(|| {
+                        Error::invalid(format!("query parameter 'limit' must be a number from 1 to {MOST}"))
+                    })?;
+                }
+                "next_page_token" | "nextPageToken" => {
+                    let token = percent::decode(&value.replace('+', " ")).map(std::borrow::Cow::into_owned);
+                    let token = token.ok_or_else(|| Error::invalid(format!("query parameter '{key}' is not UTF-8")))?;
+                    read.after = Some(token).filter(|token| !token.is_empty());
+                }
+                _ => {}
+            }
+        }
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_asked_for_in_both_spellings() {
+        assert_eq!(Query::parse("").unwrap(), Query { limit: 100, after: None });
+        let page = Query { limit: 2, after: Some("a b".to_owned()) };
+        assert_eq!(Query::parse("limit=2&next_page_token=a%20b").unwrap(), page);
+        assert_eq!(Query::parse("nextPageToken=a+b&limit=2&other=1").unwrap(), page);
+        for wrong in ["limit=0", "limit=x", "limit=10001", "next_page_token=%ff"] {
+            assert!(Query::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_what_lies_below_a_root_is_loaded() {
+        let root = tempfile::tempdir().unwrap();
+        let (models, other) = (root.path().join("models"), root.path().join("other"));
+        std::fs::create_dir_all(models.join("h/model")).unwrap();
+        std::fs::create_dir_all(&other).unwrap();
+        std::os::unix::fs::symlink(&other, models.join("link")).unwrap();
+        let check = |path: &Path| check_place(path.to_str().unwrap(), std::slice::from_ref(&models));
+        assert_eq!(check(&models.join("h/model")).unwrap(), models.join("h/model"));
+        for outside in [other.clone(), models.join("../other"), models.join("link"), "h/model".into(), "".into()] {
+            assert_eq!(check(&outside).unwrap_err().kind(), ErrorKind::InvalidArgument, "{}", outside.display());
+        }
+        assert_eq!(check(&models.join("none")).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,186 @@
+//! One invocation, from its body to its answer: what the container's routes and the runtime API have in common.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue};
+use hyper::body::Incoming;
+
+use super::super::body::{self, Body, BodyLimits};
+use super::super::compression::{self, Encoding};
+use super::super::generate::{Members, write_members};
+use super::super::provenance::Provenance;
+use super::super::tensor_body::{self, LARGE_JSON, off_the_io_threads};
+use super::super::tensor_json::DecodedRequest;
+use super::Inner;
+use super::content_type::{self, Layout};
+use crate::config::sagemaker::InferenceType;
+use crate::error::{Error, Result};
+use crate::inference::InferenceResponse;
+use crate::lifecycle::handle::ModelHandle;
+
+/// The parameter of a model's configuration that says how its invocations are read.
+const INFERENCE_TYPE: &str = "inference_type";
+
+/// An invocation's body, read and not yet understood.
+pub(super) struct Payload {
+    bytes: Bytes,
+    layout: Layout,
+    arrived: Instant,
+}
+
+/// Why there is no payload.
+pub(super) enum Unreadable {
+    /// It is in a coding that is not understood here.
+    Coding(Error),
+    /// For this reason.
+    Failed(Error),
+}
+
+impl From<Error> for Unreadable {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Inner {
+    /// Reads a body of at most `limit` bytes, whatever else is wrong, so that the connection can go on.
+    pub(super) async fn read(
+        &self,
+        headers: &HeaderMap,
+        body: Incoming,
+        (limit, flag): (usize, &'static str),
+    ) -> Result<Payload, Unreadable> {
+        let arrived = Instant::now();
+        let layout = content_type::layout(headers);
+        let encoding = Encoding::of_request(headers);
+        let limits = BodyLimits {
+            bytes: limit,
+            chunks: self.limits.body_chunks,
+            deadline: body::deadline(arrived, None, headers, self.limits.timeout),
+            flag,
+        };
+        let aligned = layout.as_ref().ok().and_then(|layout| layout.header_length());
+        let bytes = body::read(body, headers, aligned, &limits).await?;
+        let (encoding, layout) = (encoding.map_err(Unreadable::Coding)?, layout?);
+        let bytes = match encoding {
+            Encoding::Identity => bytes,
+            coded => compression::expand(coded, bytes, self.limits.json_bytes, "--max-json-bytes").await?,
+        };
+        if let Layout::Binary(length) = layout
+            && length > bytes.len()
+        {
+            return Err(Error::invalid(format!(
+                "json-header-size of the content type is {length}, and the body has {} bytes",
+                bytes.len()
+            ))
+            .into());
+        }
+        Ok(Payload { bytes, layout, arrived })
+    }
+
+    /// Runs the model over a payload.
+    ///
+    /// # Errors
+    /// As the model, or reading the payload, fails.
+    pub(super) async fn invoke(
+        &self,
+        handle: ModelHandle,
+        payload: Payload,
+        headers: &HeaderMap,
+    ) -> Result<http::Response<Body>> {
+        let inference_type = match handle.config.parameters.get(INFERENCE_TYPE) {
+            None => self.config.inference_type,
+            Some(text) => read_inference_type(text)?,
+        };
+        let mut response = match inference_type {
+            InferenceType::Infer => self.infer(&handle, payload, headers).await?,
+            InferenceType::Generate => {
+                let text = self.generate(&handle, payload, headers).await?;
+                document(text.into(), HeaderValue::from_static("application/json"))
+            }
+            InferenceType::GenerateStream => {
+                let text = self.generate(&handle, payload, headers).await?;
+                let event = [b"data: ", text.as_slice(), b"\n\n"].concat();
+                document(event.into(), HeaderValue::from_static("text/event-stream; charset=utf-8"))
+            }
+        };
+        Provenance::of(&handle).write(response.headers_mut());
+        Ok(response)
+    }
+
+    async fn infer(&self, handle: &ModelHandle, payload: Payload, headers: &HeaderMap) -> Result<http::Response<Body>> {
+        let Payload { bytes, layout, arrived } = payload;
+        let mut decoded = match layout {
+            Layout::Binary(0) => tensor_body::decode_raw(handle, bytes)?,
+            Layout::Json | Layout::Binary(_) => {
+                check_object(&bytes)?;
+                tensor_body::decode(bytes, layout.header_length(), &self.tensor_limits).await?
+            }
+        };
+        // Waiting for the load had a limit of its own.
+        decoded.request.deadline = body::deadline(Instant::now(), decoded.timeout, headers, self.limits.timeout);
+        let DecodedRequest { request, format, .. } = decoded;
+        let mut answered = self.server.infer(handle, request, arrived).await?;
+        tensor_body::classify(&mut answered, &format, handle)?;
+        let encoded = tensor_body::encode(answered, format).await?;
+        let encoding = Encoding::for_response(headers);
+        let pieces = std::iter::once(encoded.json).chain(encoded.tensors);
+        let body = match encoding.header() {
+            None => Body::pieces(pieces),
+            Some(_) => Body::full(compression::compress(encoding, pieces.collect()).await?),
+        };
+        let mut response = http::Response::new(body);
+        response.headers_mut().insert(CONTENT_TYPE, content_type::of_answer(encoded.header_length));
+        if let Some(coding) = encoding.header() {
+            response.headers_mut().insert(CONTENT_ENCODING, coding);
+        }
+        Ok(response)
+    }
+
+    async fn generate(&self, handle: &ModelHandle, payload: Payload, headers: &HeaderMap) -> Result<Vec<u8>> {
+        let Payload { bytes, layout, arrived } = payload;
+        if layout != Layout::Json {
+            return Err(Error::invalid("binary tensors are for the inference type infer: send JSON to generate"));
+        }
+        let members = {
+            let (inputs, limits) = (handle.inputs.clone(), self.tensor_limits.clone());
+            off_the_io_threads(bytes.len() >= LARGE_JSON, move || Members::read(&bytes, &inputs, &limits)).await?
+        };
+        let mut request = members.request;
+        request.deadline = body::deadline(Instant::now(), members.timeout, headers, self.limits.timeout);
+        let response: InferenceResponse = self.server.infer(handle, request, arrived).await?;
+        write_members(&response)
+    }
+}
+
+fn read_inference_type(text: &str) -> Result<InferenceType> {
+    match text.trim() {
+        "infer" => Ok(InferenceType::Infer),
+        "generate" => Ok(InferenceType::Generate),
+        "generate_stream" | "generate-stream" => Ok(InferenceType::GenerateStream),
+        other => Err(Error::not_ready(format!(
+            "parameter '{INFERENCE_TYPE}' of the configuration is '{other}', expected infer, generate or generate_stream"
+        ))
+        .with_retryable(false)),
+    }
+}
+
+/// What is no object may be meant as something else: CSV, an image, an array of numbers.
+fn check_object(bytes: &[u8]) -> Result<()> {
+    match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'{') => Ok(()),
+        _ => Err(Error::invalid(
+            "the body is no JSON object: send a KServe v2 inference request, {\"inputs\": [...]}, with or without binary \
+             tensors behind it",
+        )),
+    }
+}
+
+/// An answer that is made already.
+pub(super) fn document(bytes: Bytes, content_type: HeaderValue) -> http::Response<Body> {
+    let mut response = http::Response::new(Body::full(bytes));
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
