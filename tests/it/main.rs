@@ -21,6 +21,7 @@ mod operators;
 mod process;
 mod queue;
 mod s3;
+mod sagemaker;
 mod scheduling;
 mod start;
 mod support;

@@ -22,6 +22,11 @@ pub(crate) fn get(path: &str) -> Request {
     Request { method: "GET", path: path.to_owned(), headers: Vec::new(), body: Vec::new() }
 }
 
+/// `DELETE path`.
+pub(crate) fn delete(path: &str) -> Request {
+    Request { method: "DELETE", ..get(path) }
+}
+
 /// `POST path` with a body.
 pub(crate) fn post(path: &str, body: impl Into<Vec<u8>>) -> Request {
     Request { method: "POST", path: path.to_owned(), headers: Vec::new(), body: body.into() }
