@@ -123,3 +123,74 @@ impl ModelRepository for Registered {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::manifest::Form;
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::repository::local::Local;
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (file, text) in files {
+            let path = root.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, text).unwrap();
+        }
+        root
+    }
+
+    #[tokio::test]
+    async fn a_registered_model_is_found_in_each_layout_an_archive_may_have() {
+        let root = folder(&[
+            ("root/config.pbtxt", ""),
+            ("root/1/model.onnx", ""),
+            ("one/inner/config.pbtxt", ""),
+            ("ensemble/a/1/model.onnx", ""),
+            ("ensemble/b/config.pbtxt", "platform: \"ensemble\""),
+            ("bare/resnet.onnx", ""),
+            ("archive/x.tar.gz", ""),
+        ]);
+        let repository = Registered::over(None);
+        for (name, place, end, form) in [
+            ("m-1.x", "root", "root", Form::Directory),
+            ("m2", "one", "inner", Form::Directory),
+            ("m3", "ensemble", "b", Form::Directory),
+            ("m4", "bare", "resnet.onnx", Form::File),
+            ("m5", "archive/x.tar.gz", "x.tar.gz", Form::Archive),
+        ] {
+            assert!(repository.register(name, root.path().join(place)).unwrap());
+            let manifest = repository.resolve(name).await.unwrap();
+            assert!(manifest.local.as_ref().unwrap().ends_with(end), "{manifest:?}");
+            assert_eq!((manifest.name.as_str(), manifest.form), (name, form));
+        }
+        assert_eq!(repository.list().await.unwrap(), ["m-1.x", "m2", "m3", "m4", "m5"]);
+    }
+
+    #[tokio::test]
+    async fn a_name_has_one_place_until_it_is_forgotten_and_then_that_of_the_repository() {
+        let (root, below) = (folder(&[("m/1/model.onnx", "")]), folder(&[("m/2/model.onnx", "")]));
+        let repository = Registered::over(Some(Arc::new(Local::open(below.path()).unwrap())));
+        let place = root.path().join("m");
+        assert!(repository.register("m", place.clone()).unwrap());
+        assert!(!repository.register("m", "/else".into()).unwrap());
+        assert_eq!(repository.resolve("m").await.unwrap().objects[0].path, "1/model.onnx");
+        repository.forget("m", Path::new("/else"));
+        assert_eq!(repository.place("m"), Some(place.clone()));
+        repository.forget("m", &place);
+        assert_eq!(repository.resolve("m").await.unwrap().objects[0].path, "2/model.onnx");
+    }
+
+    #[tokio::test]
+    async fn a_place_without_a_model_says_so_and_a_name_that_is_none_is_refused() {
+        let root = folder(&[("empty/read.me", "")]);
+        let repository = Registered::over(None);
+        repository.register("m", root.path().join("empty")).unwrap();
+        assert_eq!(repository.resolve("m").await.unwrap_err().kind(), ErrorKind::InvalidArgument);
+        repository.register("gone", root.path().join("gone")).unwrap();
+        assert_eq!(repository.resolve("gone").await.unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(repository.resolve("other").await.unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(repository.register("../m", "/x".into()).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    }
+}

@@ -18,6 +18,7 @@ use roundhouse::repository::ModelRepository;
 use roundhouse::repository::conformance::{Tree, repository_conformance};
 use roundhouse::repository::faulty::Faulty;
 use roundhouse::repository::local::Local;
+use roundhouse::repository::registered::Registered;
 use roundhouse::tensor::{Element, Shape, Tensor};
 
 fn examples() -> PathBuf {
@@ -216,5 +217,12 @@ async fn a_folder_does_what_a_repository_must() {
 async fn the_fault_injector_without_faults_does_what_a_repository_must() {
     let root = tempfile::tempdir().unwrap();
     let repository = Faulty::new(std::sync::Arc::new(Local::open(root.path()).unwrap()));
+    repository_conformance(&Folder { root, repository }).await.unwrap();
+}
+
+#[tokio::test]
+async fn registered_models_over_a_folder_do_what_a_repository_must() {
+    let root = tempfile::tempdir().unwrap();
+    let repository = Registered::over(Some(std::sync::Arc::new(Local::open(root.path()).unwrap())));
     repository_conformance(&Folder { root, repository }).await.unwrap();
 }

@@ -224,7 +224,8 @@ async fn ping_and_a_model_in_memory_answer_while_loads_hang() {
         server.gated.close(hash, Step::Load);
         waiting.push(send(&server, &platform.load(hash)).await);
     }
-    server.until("h0", |counts| counts.loads_begun == 1).await;
+    let begun = || hashes.iter().filter(|hash| server.gated.counts(hash).loads_begun == 1).count();
+    eventually("as many loads as may hang", || begun() == 4).await;
     within("ping", async { ask(&server, &get("/ping")).await.expect(200) }).await;
     assert_eq!(within("an invocation", ask(&server, &invoke("here", 5))).await.tag(), 5);
     server.gated.open_all();
