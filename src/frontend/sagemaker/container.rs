@@ -251,6 +251,8 @@ impl Query {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -277,5 +279,19 @@ mod tests {
             assert_eq!(check(&outside).unwrap_err().kind(), ErrorKind::InvalidArgument, "{}", outside.display());
         }
         assert_eq!(check(&models.join("none")).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    proptest! {
+        #[test]
+        fn no_query_makes_reading_panic_and_no_page_is_without_a_bound(query in any::<String>()) {
+            if let Ok(Query { limit, .. }) = Query::parse(&query) {
+                prop_assert!((1..=MOST).contains(&limit));
+            }
+        }
+
+        #[test]
+        fn no_url_leads_out_of_the_root(url in "(/opt/ml/models|/opt|\\.|)(/[a-z.]{0,4}){0,5}") {
+            prop_assert!(check_place(&url, &["/opt/ml/models".into()]).is_err() || url.starts_with("/opt/ml/models"));
+        }
     }
 }

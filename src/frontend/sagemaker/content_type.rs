@@ -55,6 +55,8 @@ pub(super) fn of_answer(header_length: Option<usize>) -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn read(value: &str) -> Result<Layout> {
@@ -79,6 +81,19 @@ mod tests {
     fn header_sizes_that_are_none_are_refused() {
         for wrong in [format!("{BINARY}x"), format!("{BINARY}-1"), BINARY.to_owned(), format!("x;{BINARY}3")] {
             assert!(read(&wrong).is_err(), "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_makes_reading_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), number in any::<u64>()) {
+            let mut headers = HeaderMap::new();
+            if let Ok(value) = HeaderValue::from_bytes(&bytes) {
+                headers.insert(CONTENT_TYPE, value);
+                let _ = layout(&headers);
+            }
+            let length = usize::try_from(number).unwrap();
+            prop_assert_eq!(read(&format!("{BINARY}{number}")).unwrap(), Layout::Binary(length));
         }
     }
 }

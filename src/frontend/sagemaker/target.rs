@@ -58,6 +58,8 @@ pub fn custom_attributes(headers: &HeaderMap) -> Result<Option<HeaderValue>, Ser
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn target(value: &[u8]) -> Result<Option<String>, ServiceError> {
@@ -89,5 +91,19 @@ mod tests {
         assert!(custom_attributes(&headers).is_err());
         headers.insert(CUSTOM_ATTRIBUTES, HeaderValue::from_static("trace=1"));
         assert_eq!(custom_attributes(&headers).unwrap().unwrap(), "trace=1");
+    }
+
+    proptest! {
+        #[test]
+        fn no_target_leaves_the_prefix(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let mut headers = HeaderMap::new();
+            if let Ok(value) = HeaderValue::from_bytes(&bytes) {
+                headers.insert(TARGET_MODEL, value);
+                if let Ok(Some(name)) = target_model(&headers) {
+                    let is_inside = |part: &str| !part.is_empty() && part != "." && part != "..";
+                    prop_assert!(name.split('/').all(is_inside), "{}", name);
+                }
+            }
+        }
     }
 }
