@@ -1,6 +1,6 @@
 //! `ServerConfig`: flags over environment over a TOML file over defaults.
 //!
-//! *Architecture invariant:* this file is the only reader of the environment.
+//! *Architecture invariant:* this file and those below `config/` are the only readers of the environment.
 
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
@@ -10,12 +10,16 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub mod amount;
+mod folders;
 pub mod options;
 pub mod sagemaker;
 
 use self::amount::{Amount, MemoryLimit};
+use self::folders::default_cache_dir;
+pub use self::folders::default_runtime_dir;
 pub use self::options::ServeOptions;
-use self::sagemaker::{SageMakerConfig, SageMakerMode};
+use self::sagemaker::environment::Platform;
+use self::sagemaker::{Remarks, SageMakerConfig, SageMakerMode, single_model};
 use crate::error::{Error, Result};
 
 /// Who makes room.
@@ -270,19 +274,39 @@ pub struct ServerConfig {
     pub log: String,
     /// The log format.
     pub log_format: LogFormat,
+    /// What to warn of once lines can be logged.
+    pub warnings: Vec<String>,
+    /// What else to log then.
+    pub notes: Vec<String>,
 }
 
 impl ServeOptions {
-    /// The complete configuration: these options, then those of the `--config` file, then the defaults.
+    /// The complete configuration: these options, then SageMaker's variables where its platform starts the server, then
+    /// the `--config` file, then the defaults.
     ///
     /// # Errors
     /// `InvalidArgument` naming the option that is missing or wrong.
     pub fn resolve(self) -> Result<ServerConfig> {
+        self.resolve_on(&Platform::of_this_process())
+    }
+
+    fn resolve_on(self, platform: &Platform) -> Result<ServerConfig> {
         let file = match &self.config {
             Some(path) => Self::from_file(path)?,
             None => Self::default(),
         };
-        self.or(file).complete()
+        let mut remarks = Remarks::default();
+        let asked = self.sagemaker.or(file.sagemaker).unwrap_or_default();
+        let has_repository = self.model_repository.is_some() || file.model_repository.is_some();
+        let mode = platform.mode(asked, has_repository, &mut remarks);
+        let from_platform = platform.options(mode, &mut remarks)?;
+        let mut options = self.or(from_platform).or(file);
+        if mode == SageMakerMode::SingleModel {
+            single_model::settle(&mut options, platform.single_model(), &mut remarks)?;
+        }
+        let config = options.complete(mode, remarks)?;
+        platform.check_ports(&config)?;
+        Ok(config)
     }
 
     fn from_file(path: &Path) -> Result<Self> {
@@ -308,8 +332,7 @@ impl ServeOptions {
         }
     }
 
-    fn complete(mut self) -> Result<ServerConfig> {
-        let mode = self.sagemaker.filter(|mode| *mode != SageMakerMode::Auto).unwrap_or(SageMakerMode::Off);
+    fn complete(mut self, mode: SageMakerMode, remarks: Remarks) -> Result<ServerConfig> {
         let sagemaker = SageMakerConfig::of(&mut self, mode);
         let port = |given: Option<Port>, usual: u16| match given {
             Some(port) => port.number(),
@@ -320,8 +343,7 @@ impl ServeOptions {
         let model_repository = match (self.model_repository, mode) {
             (Some(uri), _) => Some(uri),
             (None, SageMakerMode::MultiModel) => None,
-            (None, SageMakerMode::SingleModel) => Some(sagemaker::SINGLE_MODEL.to_owned()),
-            (None, SageMakerMode::Auto | SageMakerMode::Off) => {
+            (None, SageMakerMode::Auto | SageMakerMode::Off | SageMakerMode::SingleModel) => {
                 return Err(Error::invalid(
                     "--model-repository is missing: give the folder that holds the models, for example models-examples, \
                      or s3://BUCKET/PREFIX",
@@ -391,59 +413,17 @@ impl ServeOptions {
                 body_chunks: 65_536,
                 timeout: (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms)),
             },
-            drain_grace: Duration::from_secs(self.drain_grace_s.unwrap_or(30)),
+            drain_grace: Duration::from_secs(self.drain_grace_s.unwrap_or(match mode.is_container() {
+                // The platform kills what is still there 30 seconds after SIGTERM.
+                true => 25,
+                false => 30,
+            })),
             log: self.log.unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format.unwrap_or_default(),
+            warnings: remarks.warnings,
+            notes: remarks.notes,
         })
     }
-}
-
-/// The folder runtimes are installed in: `ROUNDHOUSE_RUNTIME_DIR`, else `roundhouse/runtime` in the user's cache.
-///
-/// # Errors
-/// `InvalidArgument` where neither that nor a home folder is set.
-#[expect(clippy::disallowed_methods, reason = "this file is where the environment is read")]
-pub fn default_runtime_dir() -> Result<PathBuf> {
-    let set = std::env::var_os("ROUNDHOUSE_RUNTIME_DIR").filter(|value| !value.is_empty()).map(PathBuf::from);
-    set.or_else(|| user_cache().map(|cache| cache.join("runtime"))).ok_or_else(|| {
-        Error::invalid(
-            "neither HOME nor ROUNDHOUSE_RUNTIME_DIR is set: set one, or name the folder with --runtime-dir (serve) or --dir \
-             (runtime)",
-        )
-    })
-}
-
-/// The folder models are fetched to: on the first NVMe disk that is mounted beside the root, else in the user's cache.
-fn default_cache_dir() -> Result<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    nvme_mount(&mounts)
-        .map(|mount| mount.join("roundhouse"))
-        .or_else(user_cache)
-        .map(|folder| folder.join("models"))
-        .ok_or_else(|| Error::invalid("HOME is not set: set it, or name a folder on a fast disk with --cache-dir"))
-}
-
-/// The first mount of an NVMe disk, in the form of proc(5), that is writable and no part of the system.
-fn nvme_mount(mounts: &str) -> Option<PathBuf> {
-    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    fields.into_iter().find_map(|fields| match fields[..] {
-        [device, folder, _, options, ..] => {
-            let is_own = device.starts_with("/dev/nvme") && options.split(',').any(|option| option == "rw");
-            let is_system = ["/", "/boot", "/etc", "/usr", "/var", "/home", "/opt"]
-                .iter()
-                .any(|system| folder == *system || (*system != "/" && folder.starts_with(&format!("{system}/"))));
-            (is_own && !is_system && !folder.contains('\\')).then(|| PathBuf::from(folder))
-        }
-        _ => None,
-    })
-}
-
-/// Our folder in the user's cache.
-#[expect(clippy::disallowed_methods, reason = "this file is where the environment is read")]
-fn user_cache() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))?;
-    Some(cache.join("roundhouse"))
 }
 
 #[cfg(test)]
@@ -481,14 +461,6 @@ mod tests {
     fn a_missing_repository_says_what_to_give() {
         let text = ServeOptions::default().resolve().unwrap_err().to_string();
         assert!(text.contains("--model-repository"), "{text}");
-    }
-
-    #[test]
-    fn the_cache_goes_to_a_disk_made_for_it() {
-        let mounts = "/dev/nvme0n1p1 / ext4 rw 0 0\n/dev/nvme0n1p2 /boot/efi vfat rw 0 0\n/dev/nvme1n1 /ro ext4 ro 0 0\n\
-                      /dev/nvme1n1 /mnt/fast xfs rw,noatime 0 0\n";
-        assert_eq!(nvme_mount(mounts), Some("/mnt/fast".into()));
-        assert_eq!(nvme_mount("/dev/sda1 /mnt/fast ext4 rw 0 0\nodd\n"), None);
     }
 
     #[test]

@@ -21,6 +21,8 @@ const BLOCKING_THREADS: usize = 64;
 pub fn run(options: ServeOptions) -> Result<()> {
     let config = options.resolve()?;
     telemetry::init(&config.log, config.log_format)?;
+    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    config.notes.iter().for_each(|note| tracing::info!("{note}"));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.io_threads)
         .max_blocking_threads(BLOCKING_THREADS)

@@ -22,11 +22,12 @@ pub struct ServeOptions {
     pub config: Option<PathBuf>,
 
     /// Where the models are: a folder in Triton's layout, s3://BUCKET/PREFIX, or s3://http://HOST:PORT/BUCKET/PREFIX for
-    /// another store that speaks S3.
+    /// another store that speaks S3. [default: none; /opt/ml/model in a SageMaker container with one model]
     #[arg(long, value_name = "URI", env = "ROUNDHOUSE_MODEL_REPOSITORY", help_heading = "Models")]
     pub model_repository: Option<String>,
 
-    /// When models are loaded: by the first request, only explicitly, or all at start. [default: on-demand]
+    /// When models are loaded: by the first request, only explicitly, or all at start. [default: on-demand;
+    /// explicit in a SageMaker container]
     #[arg(long, value_enum, env = "ROUNDHOUSE_MODEL_CONTROL", help_heading = "Models")]
     pub model_control: Option<ModelControl>,
 
@@ -93,7 +94,7 @@ pub struct ServeOptions {
     pub memory_limit: Option<Vec<MemoryLimit>>,
 
     /// Who makes room: the server (automatic), or whoever operates it (external): then a load without room fails.
-    /// [default: automatic]
+    /// [default: automatic; external in a SageMaker container with many models]
     #[arg(long, value_enum, env = "ROUNDHOUSE_EVICTION", help_heading = "Cache and memory")]
     pub eviction: Option<Eviction>,
 
@@ -138,7 +139,7 @@ pub struct ServeOptions {
     #[arg(long, value_name = "BOOL", env = "ROUNDHOUSE_S3_PATH_STYLE", help_heading = "Fetching")]
     pub s3_path_style: Option<bool>,
 
-    /// The address to listen on. [default: 127.0.0.1]
+    /// The address to listen on. [default: 127.0.0.1; 0.0.0.0 in a SageMaker container]
     #[arg(long, value_name = "IP", env = "ROUNDHOUSE_ADDRESS", help_heading = "Listening")]
     pub address: Option<IpAddr>,
 
@@ -248,7 +249,7 @@ pub struct ServeOptions {
     #[arg(long, value_name = "N", env = "ROUNDHOUSE_MAX_CONNECTIONS", help_heading = "Limits")]
     pub max_connections: Option<NonZeroUsize>,
 
-    /// How long requests in flight may take to finish after SIGTERM, in seconds. [default: 30]
+    /// How long requests in flight may take to finish after SIGTERM, in seconds. [default: 30; 25 in a SageMaker container]
     #[arg(long, value_name = "S", env = "ROUNDHOUSE_DRAIN_GRACE_S", help_heading = "Limits")]
     pub drain_grace_s: Option<u64>,
 

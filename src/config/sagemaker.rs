@@ -8,6 +8,10 @@ use serde::Deserialize;
 
 use super::{Port, ServeOptions};
 
+pub(super) mod environment;
+pub(super) mod single_model;
+mod words;
+
 /// What the server is to SageMaker's platform.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -53,6 +57,15 @@ pub enum Ping {
     Live,
     /// The models asked for at start have been tried, and the single model is in memory.
     Ready,
+}
+
+/// What there is to say about the platform's variables and folders; they are read before anything can be logged.
+#[derive(Debug, Default)]
+pub(super) struct Remarks {
+    /// What the operator probably did not mean.
+    pub(super) warnings: Vec<String>,
+    /// What is worth a line.
+    pub(super) notes: Vec<String>,
 }
 
 /// SageMaker's port.

@@ -9,6 +9,7 @@
 )]
 
 mod conformance;
+mod container_start;
 mod devices;
 mod drain;
 mod eviction;
