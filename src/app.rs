@@ -25,6 +25,7 @@ use crate::device::allocator::fix_thresholds;
 use crate::device::selection::select;
 use crate::error::{Error, Result};
 use crate::frontend::kserve_http::Kserve;
+use crate::frontend::sagemaker::keys::Keys;
 use crate::frontend::sagemaker::{SageMaker, is_endpoint};
 use crate::frontend::{listener, metrics_http};
 use crate::lifecycle::files::Files;
@@ -45,6 +46,8 @@ pub struct App {
     server: InferenceServer,
     /// The models that SageMaker's platform brings, over those of the repository.
     registered: Registered,
+    /// Who may use the runtime API.
+    keys: Option<Keys>,
     /// Dropped last: queues hand their work to these threads.
     executors: Vec<Executor>,
     loading: LoadingRuntime,
@@ -133,6 +136,7 @@ impl App {
     pub fn build_with(config: ServerConfig, backends: BackendRegistry) -> Result<Self> {
         fix_thresholds();
         let loading = LoadingRuntime::start(&config)?;
+        let keys = config.sagemaker.endpoint.keys.as_deref().map(Keys::open).transpose()?;
         let below = config.model_repository.as_ref().map(|uri| open_repository(uri, &config, &loading.handle));
         let registered = Registered::over(below.transpose()?);
         let repository: Arc<dyn ModelRepository> = Arc::new(registered.clone());
@@ -192,7 +196,7 @@ impl App {
         };
         let models = ModelManager::new(loader, options, Arc::clone(&metrics));
         let server = InferenceServer::new(models, metrics, Arc::new(monitor));
-        Ok(Self { config, server, registered, executors, loading })
+        Ok(Self { config, server, registered, keys, executors, loading })
     }
 
     /// The server inside.
@@ -206,13 +210,13 @@ impl App {
     /// # Errors
     /// `Internal` if the port file cannot be written.
     pub async fn run(self, listeners: Listeners, shutdown: CancellationToken) -> Result<()> {
-        let Self { config, server, registered, executors, loading } = self;
+        let Self { config, server, registered, keys, executors, loading } = self;
         let addresses = listeners.addresses()?;
         let connections = TaskTracker::new();
         let stop_accepting = CancellationToken::new();
         let mut fronts = JoinSet::new();
         let (stop, tracker, most) = (&stop_accepting, &connections, config.limits.connections);
-        let sagemaker = SageMaker::new(server.clone(), registered, config.sagemaker.clone(), config.limits);
+        let sagemaker = SageMaker::new(server.clone(), registered, config.sagemaker.clone(), keys, config.limits);
         if let Some(listener) = listeners.http {
             let (kserve, sagemaker) = (Kserve::new(server.clone(), config.limits), sagemaker.clone());
             let answer = move |request: http::Request<hyper::body::Incoming>| {

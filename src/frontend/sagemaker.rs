@@ -8,8 +8,10 @@ mod content_type;
 pub mod event_stream;
 pub mod failure;
 mod invoke;
+pub mod keys;
 mod route;
 mod runtime;
+mod sigv4;
 pub mod target;
 
 use std::convert::Infallible;
@@ -21,6 +23,7 @@ use hyper::body::Incoming;
 
 use self::container::{CONTROL_BYTES, Loading};
 use self::invoke::Unreadable;
+use self::keys::Keys;
 use self::route::{ENDPOINTS, Route};
 use self::runtime::Kept;
 use self::target::{CUSTOM_ATTRIBUTES, custom_attributes, target_model};
@@ -42,6 +45,8 @@ struct Inner {
     server: InferenceServer,
     registered: Registered,
     config: SageMakerConfig,
+    /// Who may use the runtime API; everybody if `None`.
+    keys: Option<Keys>,
     limits: RequestLimits,
     tensor_limits: Limits,
     loading: Loading,
@@ -61,11 +66,12 @@ impl SageMaker {
         server: InferenceServer,
         registered: Registered,
         config: SageMakerConfig,
+        keys: Option<Keys>,
         limits: RequestLimits,
     ) -> Self {
         let tensor_limits = Limits { json_bytes: limits.json_bytes, ..Limits::default() };
         let (loading, kept) = (Loading::default(), Kept::default());
-        Self(Arc::new(Inner { server, registered, config, limits, tensor_limits, loading, kept }))
+        Self(Arc::new(Inner { server, registered, config, keys, limits, tensor_limits, loading, kept }))
     }
 
     /// Answers one request.
@@ -141,7 +147,8 @@ impl Inner {
         headers: &HeaderMap,
         body: Incoming,
     ) -> Result<http::Response<Body>, Unreadable> {
-        let payload = self.read(headers, body, (self.limits.body_bytes, "--max-body-bytes")).await?;
+        let received = self.receive(headers, body, (self.limits.body_bytes, "--max-body-bytes")).await?;
+        let payload = self.understand(headers, received).await?;
         let attributes = custom_attributes(headers).map_err(|error| Error::invalid(error.message))?;
         let name = match name {
             Some(name) => name.to_owned(),

@@ -44,17 +44,25 @@ impl From<Error> for Unreadable {
     }
 }
 
+/// An invocation's body as it came.
+pub(super) struct Received {
+    pub(super) bytes: Bytes,
+    arrived: Instant,
+}
+
 impl Inner {
     /// Reads a body of at most `limit` bytes, whatever else is wrong, so that the connection can go on.
-    pub(super) async fn read(
+    ///
+    /// # Errors
+    /// As [`body::read`].
+    pub(super) async fn receive(
         &self,
         headers: &HeaderMap,
         body: Incoming,
         (limit, flag): (usize, &'static str),
-    ) -> Result<Payload, Unreadable> {
+    ) -> Result<Received> {
         let arrived = Instant::now();
         let layout = content_type::layout(headers);
-        let encoding = Encoding::of_request(headers);
         let limits = BodyLimits {
             bytes: limit,
             chunks: self.limits.body_chunks,
@@ -62,8 +70,14 @@ impl Inner {
             flag,
         };
         let aligned = layout.as_ref().ok().and_then(|layout| layout.header_length());
-        let bytes = body::read(body, headers, aligned, &limits).await?;
-        let (encoding, layout) = (encoding.map_err(Unreadable::Coding)?, layout?);
+        Ok(Received { bytes: body::read(body, headers, aligned, &limits).await?, arrived })
+    }
+
+    /// What a body is, by its headers; decompressed.
+    pub(super) async fn understand(&self, headers: &HeaderMap, received: Received) -> Result<Payload, Unreadable> {
+        let Received { bytes, arrived } = received;
+        let encoding = Encoding::of_request(headers).map_err(Unreadable::Coding)?;
+        let layout = content_type::layout(headers)?;
         let bytes = match encoding {
             Encoding::Identity => bytes,
             coded => compression::expand(coded, bytes, self.limits.json_bytes, "--max-json-bytes").await?,

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -16,11 +16,11 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::super::body::Body;
-use super::Inner;
 use super::failure::{Code, ServiceError};
 use super::invoke::Unreadable;
 use super::target::{ALL_TRAFFIC, CUSTOM_ATTRIBUTES, INVOKED_VARIANT, REQUEST_ID, TARGET_VARIANT};
 use super::target::{custom_attributes, target_model};
+use super::{Inner, event_stream};
 use crate::error::ErrorKind;
 use crate::inference::Deadline;
 use crate::lifecycle::handle::ModelHandle;
@@ -30,6 +30,9 @@ const STREAMED_TYPE: HeaderName = HeaderName::from_static("x-amzn-sagemaker-cont
 
 /// Seconds after which to ask for a model whose load does not say how long it takes.
 const RETRY_SECONDS: u64 = 10;
+
+/// Bodies from this size on are hashed where they hold up no connection, in bytes.
+const LARGE_BODY: usize = 64 << 10;
 
 /// Models whose loads go on without a request.
 #[derive(Default)]
@@ -66,24 +69,27 @@ impl Inner {
     ) -> Result<http::Response<Body>, ServiceError> {
         let headers = &head.headers;
         let most = self.config.endpoint.payload_bytes;
-        let payload = self.read(headers, body, (most, "--endpoint-max-payload-bytes")).await;
+        let received = self.receive(headers, body, (most, "--endpoint-max-payload-bytes")).await;
+        let received = received.map_err(|error| match error.kind() {
+            ErrorKind::TooLarge => ServiceError::new(Code::TooLarge, error.report()),
+            _ => ServiceError::of(&error),
+        })?;
+        let target = target_model(headers)?.or_else(|| self.config.model.clone());
+        // Who may not ask is told nothing of what there is.
+        self.authorize(head, &received.bytes, target.as_deref()).await?;
         if let Some(name) = &self.config.endpoint.name
             && name != endpoint
         {
             let shown: String = endpoint.chars().take(63).collect();
             return Err(ServiceError::validation(format!("Endpoint {shown} not found.")));
         }
-        let payload = payload.map_err(|unreadable| match unreadable {
-            Unreadable::Coding(error) => ServiceError::model("primary", 415, error.report()),
-            Unreadable::Failed(error) if error.kind() == ErrorKind::TooLarge => {
-                ServiceError::new(Code::TooLarge, error.report())
-            }
-            Unreadable::Failed(error) => ServiceError::of(&error),
-        })?;
         let attributes = custom_attributes(headers)?;
-        let target = target_model(headers)?.or_else(|| self.config.model.clone());
         let name = target.ok_or_else(|| {
             ServiceError::validation("TargetModel is missing: name the model in X-Amzn-SageMaker-Target-Model")
+        })?;
+        let payload = self.understand(headers, received).await.map_err(|unreadable| match unreadable {
+            Unreadable::Coding(error) => ServiceError::model("primary", 415, error.report()),
+            Unreadable::Failed(error) => ServiceError::of(&error),
         })?;
         let handle = self.handle_on(&name).await?;
         let answered = self.invoke(handle, payload, headers).await.map_err(|error| ServiceError::of(&error))?;
@@ -94,6 +100,28 @@ impl Inner {
             answer.insert(CUSTOM_ATTRIBUTES, attributes);
         }
         Ok(response)
+    }
+
+    /// Whether whoever sent this may ask the model.
+    async fn authorize(self: &Arc<Self>, head: &Parts, body: &Bytes, model: Option<&str>) -> Result<(), ServiceError> {
+        if self.keys.is_none() {
+            return Ok(());
+        }
+        if body.len() < LARGE_BODY {
+            return self.check(head, body, model);
+        }
+        // Hashing it holds up no connection.
+        let (inner, head, body, model) = (Arc::clone(self), head.clone(), body.clone(), model.map(str::to_owned));
+        let checked = tokio::task::spawn_blocking(move || inner.check(&head, &body, model.as_deref())).await;
+        checked.unwrap_or_else(|_panic| Err(ServiceError::new(Code::Internal, "checking the signature failed")))
+    }
+
+    fn check(&self, head: &Parts, body: &[u8], model: Option<&str>) -> Result<(), ServiceError> {
+        let Some(keys) = &self.keys else { return Ok(()) };
+        let grant = keys.check(&head.method, &head.uri, &head.headers, body, SystemTime::now())?;
+        grant.allows(model)?;
+        tracing::debug!(key = grant.name(), model, "invocation allowed");
+        Ok(())
     }
 
     /// A handle on a model, which is loaded first if it must be. The load goes on when the wait is over.
@@ -148,12 +176,12 @@ async fn streamed(response: http::Response<Body>) -> Result<http::Response<Body>
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame;
         if let Ok(bytes) = frame.into_data() {
-            frames.extend(super::event_stream::payload_parts(bytes)?);
+            frames.push(event_stream::payload_part(bytes));
         }
     }
     if let Some(content_type) = content_type {
         head.headers.insert(STREAMED_TYPE, content_type);
     }
-    head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/vnd.amazon.eventstream"));
+    head.headers.insert(CONTENT_TYPE, event_stream::CONTENT_TYPE);
     Ok(http::Response::from_parts(head, Body::pieces(frames)))
 }

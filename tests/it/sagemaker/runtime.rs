@@ -146,3 +146,27 @@ async fn want_of_room_is_unavailable_where_it_may_pass_and_a_model_error_where_i
     assert_eq!(ask(&server, &endpoint("b", 3)).await.tag(), 3);
     server.finish().await;
 }
+
+#[tokio::test]
+async fn who_has_no_key_for_a_model_is_refused_before_anything_is_loaded() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = "[[token]]\nname = 'a'\ntoken = 'sixteen-characters-a'\nmodels = ['company_a/*']\n";
+    std::fs::write(file.path(), text).unwrap();
+    let path = file.path().to_owned();
+    let repository = Repository::gated(&["company_a/m", "company_b/m"]);
+    let server = TestServer::start_with(repository, |config| config.sagemaker.endpoint.keys = Some(path)).await;
+    let with = |token: &str, target: &str| endpoint(target, 1).header("authorization", format!("Bearer {token}"));
+    assert_eq!(ask(&server, &with("sixteen-characters-a", "company_a/m")).await.tag(), 1);
+    for (request, code) in [
+        (endpoint("company_a/m", 1), "MissingAuthenticationTokenException"),
+        (with("sixteen-characters-b", "company_a/m"), "UnrecognizedClientException"),
+        (with("sixteen-characters-a", "company_b/m"), "AccessDeniedException"),
+        (with("sixteen-characters-a", "company_b/none"), "AccessDeniedException"),
+    ] {
+        assert_eq!(error_type(&ask(&server, &request).await.expect(403)), code);
+        // On KServe's port as well.
+        server.ask(&request).await.expect(403);
+    }
+    assert_eq!(server.in_memory(), ["company_a/m"]);
+    server.finish().await;
+}
