@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 pub mod check;
+pub mod emulate;
 pub mod models;
 pub mod pack;
 mod progress;
@@ -41,6 +42,11 @@ pub enum Command {
     Runtime(runtime::RuntimeArgs),
     /// Replay requests against the eviction policies and compare how long they wait for loads
     Simulate(simulate::SimulateArgs),
+    /// Play SageMaker's multi-model platform against a container on this machine
+    #[command(after_help = "Example, against a container started beside it:\n  \
+        roundhouse emulate --models s3://bucket/models --work-dir /tmp/models\n  \
+        curl -s localhost:8090/endpoints/any/invocations -H 'X-Amzn-SageMaker-Target-Model: digits.tar.gz' -d @body.json")]
+    Emulate(Box<emulate::EmulateArgs>),
 }
 
 /// Runs a command to its end.
@@ -54,6 +60,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Pack(args) => pack::run(&args),
         Command::Models(args) => models::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Emulate(args) => emulate::run(&args),
         Command::Runtime(args) if args.names_dir() => runtime::run(&args, Path::new("")),
         Command::Runtime(args) => runtime::run(&args, &crate::config::default_runtime_dir()?),
     }
