@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::book::Caps;
-use self::container::{Container, Silence};
+use self::container::Container;
 use self::files::Store;
 use self::front::Front;
 use self::platform::{Platform, Settings};
@@ -47,7 +47,7 @@ pub struct EmulateArgs {
     /// Where the models are: a folder, or s3://BUCKET/PREFIX; a TargetModel is a key below it
     #[arg(long, value_name = "URI")]
     pub models: String,
-    /// Where models are unpacked to, each to DIR/<hash>/model
+    /// Where models are unpacked to, each to DIR/HASH/model
     #[arg(long, value_name = "DIR", default_value = "/opt/ml/models")]
     pub work_dir: PathBuf,
     /// What the container calls that folder, where it is mounted under another name [default: the same]
@@ -207,7 +207,6 @@ async fn wait_for_container(container: &Container, limit: Duration) -> Result<()
         let seen = match container.ping().await {
             Ok(status) if status.as_u16() == 200 => break,
             Ok(status) => format!("its GET /ping is answered {status}"),
-            Err(Silence::Unreachable(why)) => format!("it takes no connection: {why}"),
             Err(silence) => silence.error().message,
         };
         let name = container.name();

@@ -12,6 +12,7 @@ mod conformance;
 mod container_start;
 mod devices;
 mod drain;
+mod emulate;
 mod eviction;
 mod faults;
 mod lifecycle;

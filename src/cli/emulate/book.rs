@@ -326,6 +326,20 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_a_load_holds_the_model_when_it_is_there() {
+        let mut book = Book::default();
+        let Found::Absent(first, ..) = book.ask(&"a".into()) else { panic!("a is there") };
+        let Found::Loading(second, _) = book.ask(&"a".into()) else { panic!("a is not loading") };
+        book.unpacked(&first, Placed { hash: "a".into(), folder: PathBuf::from("a"), bytes: 1 });
+        assert!(matches!(book.make_room(), Room::Nobody), "what is loading does not leave");
+        book.loaded(&first);
+        book.release(&first, false);
+        assert!(matches!(book.make_room(), Room::Nobody), "the second is about to call it");
+        book.release(&second, false);
+        assert_eq!(victim(&mut book).as_deref(), Some("a"));
+    }
+
+    #[test]
     fn a_model_that_does_not_go_is_not_asked_again_before_its_next_load() {
         let mut book = Book::default();
         let seat = load(&mut book, "a");

@@ -1,5 +1,6 @@
 //! `Container`: the requests that the platform makes of a container, over a few connections that are kept.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -46,6 +47,8 @@ pub(super) struct Answer {
 /// Why it said nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Silence {
+    /// Nobody listens there: the container does not run, and holds nothing.
+    Refused,
     /// It takes no connection.
     Unreachable(String),
     /// It broke off.
@@ -60,6 +63,9 @@ impl Silence {
     /// As the runtime API tells it. What the container did is told by status 0.
     pub(super) fn error(&self) -> ServiceError {
         let text = match self {
+            Self::Refused => {
+                return ServiceError::new(Code::Unavailable, "the container does not run").retry_after(1);
+            }
             Self::Unreachable(why) => {
                 let text = format!("the container takes no connection: {why}");
                 return ServiceError::new(Code::Unavailable, text).retry_after(1);
@@ -250,7 +256,10 @@ impl Container {
         let unreachable = |error: &dyn std::error::Error| Silence::Unreachable(chain(error));
         let begun = Instant::now();
         let stream = tokio::time::timeout(CONNECT, TcpStream::connect(&*self.addresses)).await;
-        let stream = stream.map_err(|error| unreachable(&error))?.map_err(|error| unreachable(&error))?;
+        let stream = stream.map_err(|error| unreachable(&error))?.map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused => Silence::Refused,
+            _ => unreachable(&error),
+        })?;
         let took = begun.elapsed();
         if took > CONNECT_ALLOWED {
             tracing::warn!(?took, "the container is slow to accept a connection: SageMaker allows 250 ms");

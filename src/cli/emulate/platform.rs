@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -26,6 +27,9 @@ const LAST_UNLOAD: Duration = Duration::from_secs(30);
 
 /// How long unloading a model may take whose load was stopped by the emulator's end.
 const SHORT_UNLOAD: Duration = Duration::from_secs(5);
+
+/// Models that are unloaded at the same time at the end.
+const UNLOADS: usize = 16;
 
 /// When a caller that was told to wait may come again.
 const COME_AGAIN_S: u64 = 5;
@@ -179,7 +183,7 @@ impl Platform {
             tracing::warn!("loads and unloads do not end: leaving them");
         }
         let victims = inner.book.lock().clear();
-        let gone = victims.into_iter().map(|victim| async move {
+        let gone = stream::iter(victims).for_each_concurrent(UNLOADS, |victim| async move {
             let (hash, target) = (&victim.placed.hash, &victim.seat.target);
             let limit = inner.settings.unload_limit.min(LAST_UNLOAD);
             if let Err(text) = self.remove_from_container(hash, target, limit).await {
@@ -187,7 +191,7 @@ impl Platform {
             }
             inner.store.delete(&victim.placed.folder).await;
         });
-        futures_util::future::join_all(gone).await;
+        gone.await;
     }
 
     /// A seat at a model that is in the container.
@@ -209,8 +213,9 @@ impl Platform {
                     lease
                 }
                 Found::Leaving(mut signal) => {
-                    let gone = signal.wait_for(Option::is_some);
-                    drop(timeout_at(until, gone).await.map_err(|_late| not_ready(target))?);
+                    let gone = timeout_at(until, signal.wait_for(Option::is_some)).await;
+                    let gone = gone.map_err(|_late| not_ready(target))?;
+                    drop(gone.map_err(|_closed| ServiceError::new(Code::Internal, "an unload ended without a word"))?);
                     continue;
                 }
             };
@@ -434,6 +439,7 @@ impl Platform {
         match self.0.container.unload(hash, target, limit).await {
             Ok(answer) if answer.status.is_success() || answer.status.as_u16() == 404 => Ok(()),
             Ok(answer) => Err(model_error(&answer).message),
+            Err(Silence::Refused) => Ok(()),
             Err(silence) => Err(silence.error().message),
         }
     }

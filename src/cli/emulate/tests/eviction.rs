@@ -78,6 +78,24 @@ async fn a_call_without_room_has_others_leave_and_is_made_again() {
 }
 
 #[tokio::test]
+async fn an_eviction_goes_on_when_the_caller_it_was_for_has_left() {
+    let scene = Scene::start(&[]).await;
+    scene.call("a").await.ok();
+    scene.call("b").await.ok();
+    scene.fake.script(Operation::Invoke, "b", [Script::Status(507, "out of memory")]);
+    scene.fake.script(Operation::Unload, "a", [Script::Gated]);
+    let call = scene.begin("b");
+    scene.fake.until(Operation::Unload, 1).await;
+    call.abort();
+    assert!(call.await.is_err_and(|error| error.is_cancelled()));
+    scene.fake.release(1);
+    eventually("the files of a are gone", || scene.on_disk() == 1).await;
+    scene.call("a").await.ok();
+    assert_eq!((scene.fake.asked(Operation::Load).len(), scene.fake.asked(Operation::Unload).len()), (3, 1));
+    scene.finish().await;
+}
+
+#[tokio::test]
 async fn a_model_that_does_not_go_stays_and_the_next_one_leaves() {
     let scene = Scene::start(&[]).await;
     scene.fake.holds(2);
@@ -88,6 +106,28 @@ async fn a_model_that_does_not_go_stays_and_the_next_one_leaves() {
     assert_eq!(scene.fake.targets(Operation::Unload), ["a", "b"]);
     scene.call("a").await.ok();
     assert_eq!(scene.fake.asked(Operation::Load).len(), 4, "a was not loaded again, c was tried twice");
+    scene.finish().await;
+}
+
+#[tokio::test]
+async fn a_container_that_does_not_run_holds_nothing_that_must_leave() {
+    let mut scene = Scene::start(&["--max-models", "1"]).await;
+    scene.call("a").await.ok();
+    let address = scene.fake.address;
+    scene.fake.stop().await;
+    // Its connections may end a moment later.
+    loop {
+        let reply = scene.call("b").await;
+        if reply.status == 503 {
+            break;
+        }
+        reply.error(424, "ModelError");
+    }
+    assert_eq!(scene.on_disk(), 0, "a has left, b could not be loaded");
+    scene.fake = Fake::start_at(address).await;
+    scene.call("b").await.ok();
+    scene.call("a").await.ok();
+    assert_eq!(scene.fake.loaded(), ["a"]);
     scene.finish().await;
 }
 

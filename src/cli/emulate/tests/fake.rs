@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::frontend::sagemaker::target::{CUSTOM_ATTRIBUTES, TARGET_MODEL};
@@ -69,6 +70,7 @@ pub(super) struct Fake {
     pub(super) address: SocketAddr,
     state: Arc<State>,
     stop: CancellationToken,
+    accepting: Option<JoinHandle<Option<()>>>,
 }
 
 impl Drop for Fake {
@@ -79,7 +81,11 @@ impl Drop for Fake {
 
 impl Fake {
     pub(super) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    pub(super) async fn start_at(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State {
             log: watch::Sender::default(),
@@ -92,7 +98,7 @@ impl Fake {
         });
         let stop = CancellationToken::new();
         let (serving, token) = (Arc::clone(&state), stop.clone());
-        tokio::spawn(token.clone().run_until_cancelled_owned(async move {
+        let accepting = tokio::spawn(token.clone().run_until_cancelled_owned(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 serving.connections.fetch_add(1, Ordering::Relaxed);
@@ -103,7 +109,15 @@ impl Fake {
                 tokio::spawn(token.clone().run_until_cancelled_owned(async move { drop(connection.await) }));
             }
         }));
-        Self { address, state, stop }
+        Self { address, state, stop, accepting: Some(accepting) }
+    }
+
+    /// Ends it: its port is closed when this returns.
+    pub(super) async fn stop(&mut self) {
+        self.stop.cancel();
+        if let Some(accepting) = self.accepting.take() {
+            accepting.await.unwrap();
+        }
     }
 
     /// Answers 507 to a load that finds so many models loaded.
