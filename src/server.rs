@@ -126,6 +126,11 @@ impl InferenceServer {
         self.0.models.unload(name).await
     }
 
+    /// Forgets what happened to a model that is not in memory.
+    pub fn forget_model(&self, name: &str) {
+        self.0.models.forget(name);
+    }
+
     /// Loads a model and keeps it for good.
     ///
     /// # Errors

@@ -161,7 +161,8 @@ pub struct ServeOptions {
     #[arg(long, value_enum, env = "ROUNDHOUSE_SAGEMAKER", help_heading = "SageMaker")]
     pub sagemaker: Option<SageMakerMode>,
 
-    /// The model of invocations that name none. [default: the only one of the repository]
+    /// The model of invocations that name none. [default: the only one of a SageMaker container
+    /// with one model]
     #[arg(long, value_name = "NAME", env = "ROUNDHOUSE_SAGEMAKER_MODEL", help_heading = "SageMaker")]
     pub sagemaker_model: Option<String>,
 

@@ -21,7 +21,7 @@ use http::header::ACCEPT_ENCODING;
 use http::{HeaderMap, StatusCode};
 use hyper::body::Incoming;
 
-use self::container::{CONTROL_BYTES, Loading};
+use self::container::{CONTROL_BYTES, Turns};
 use self::invoke::Unreadable;
 use self::keys::Keys;
 use self::route::{ENDPOINTS, Route};
@@ -49,7 +49,7 @@ struct Inner {
     keys: Option<Keys>,
     limits: RequestLimits,
     tensor_limits: Limits,
-    loading: Loading,
+    turns: Turns,
     kept: Kept,
 }
 
@@ -70,8 +70,8 @@ impl SageMaker {
         limits: RequestLimits,
     ) -> Self {
         let tensor_limits = Limits { json_bytes: limits.json_bytes, ..Limits::default() };
-        let (loading, kept) = (Loading::default(), Kept::default());
-        Self(Arc::new(Inner { server, registered, config, keys, limits, tensor_limits, loading, kept }))
+        let (turns, kept) = (Turns::default(), Kept::default());
+        Self(Arc::new(Inner { server, registered, config, keys, limits, tensor_limits, turns, kept }))
     }
 
     /// Answers one request.
@@ -82,8 +82,8 @@ impl SageMaker {
         let (head, body) = request.into_parts();
         let path = head.uri.path().to_owned();
         let route = Route::parse(&head.method, &path);
-        if let Route::Endpoint { name, stream } = route {
-            return Ok(self.0.endpoint(&name, stream, head, body).await);
+        if is_endpoint(&path) {
+            return Ok(self.0.endpoint(route, head, body).await);
         }
         let answered = match route {
             Route::Ping => Ok(self.0.ping()),
@@ -158,9 +158,11 @@ impl Inner {
                 .or_else(|| self.config.model.clone())
                 .ok_or_else(|| Error::invalid("which model? name the one of /invocations with --sagemaker-model"))?,
         };
-        let deadline = body::deadline(std::time::Instant::now(), None, headers, self.limits.timeout);
+        let arrived = payload.arrived;
+        let deadline = body::deadline(arrived, None, headers, self.limits.timeout);
         let handle = self.server.model(&name, None, deadline).await?;
-        let mut response = self.invoke(handle, payload, headers).await?;
+        let encoding = Encoding::for_response(headers);
+        let mut response = self.invoke(handle, payload, headers, arrived, encoding).await?;
         if let Some(attributes) = attributes {
             response.headers_mut().insert(CUSTOM_ATTRIBUTES, attributes);
         }

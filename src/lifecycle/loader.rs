@@ -22,7 +22,7 @@ use crate::backend::registry::BackendRegistry;
 use crate::cache::eviction::Weight;
 use crate::cache::memory_pool::{MemoryLease, MemoryPool};
 use crate::cache::table::Eviction;
-use crate::config;
+use crate::config::{self, ModelControl};
 use crate::device::allocator::Meter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::{DeviceId, Version};
@@ -147,6 +147,10 @@ impl Loader {
         };
         let planned = planned.unwrap_or_else(|panic| Err(panicked(panic)));
         let mut plan = planned.map_err(failed(files.tree.versions.clone()))?;
+        if plan.retention == Retention::Transient && manager.0.options.control == ModelControl::Explicit {
+            tracing::warn!(model = %name, "stays until it is unloaded, since models are loaded explicitly: retain has no effect");
+            plan.retention = Retention::Cached;
+        }
         plan.derived = files.derived();
         let waited = Instant::now();
         let pool = &plan.place.pool;

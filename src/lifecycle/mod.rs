@@ -187,8 +187,9 @@ impl ModelManager {
         check_name(name)?;
         let began = Instant::now();
         let until = deadline.map(|deadline| deadline.instant());
+        let explicit = self.0.options.control == ModelControl::Explicit;
         loop {
-            if self.0.options.control == ModelControl::Explicit && !self.0.models.load().contains_key(name) {
+            if explicit && !self.0.models.load().contains_key(name) {
                 return Err(unknown(name, version));
             }
             let slot = self.slot(name);
@@ -198,7 +199,7 @@ impl ModelManager {
                     waiter
                 }
                 Entered::Lead(waiter) => {
-                    if self.0.options.control == ModelControl::Explicit {
+                    if explicit {
                         slot.leave_unstarted();
                         self.forget_if_empty(&slot);
                         return Err(unknown(name, version));
@@ -207,6 +208,8 @@ impl ModelManager {
                     self.start_load(&slot, waiter.flight(), None);
                     waiter
                 }
+                // Whoever asked for the load has its error; here the model is not loaded.
+                Entered::FailedLately(_) if explicit => return Err(unknown(name, version)),
                 Entered::FailedLately(error) => return Err(unavailable(name, error)),
                 Entered::Ready => match slot.pin(version)? {
                     Some(handle) => return Ok(handle),
@@ -218,6 +221,7 @@ impl ModelManager {
                 }
             };
             match waiter.outcome().await? {
+                Outcome::Failed(_) if explicit => return Err(unknown(name, version)),
                 Outcome::Failed(error) => return Err(unavailable(name, error)),
                 Outcome::Absent => return Err(unknown(name, version)),
                 Outcome::Done | Outcome::OnDisk | Outcome::Abandoned => {}
@@ -281,6 +285,15 @@ impl ModelManager {
         self.unload_because(name, Departure::because(EvictionReason::Unload)).await
     }
 
+    /// Forgets what happened to a model that is neither in memory nor on its way there.
+    pub fn forget(&self, name: &str) {
+        let slot = self.0.models.load().get(name).cloned();
+        if let Some(slot) = slot {
+            slot.clear();
+            self.forget_if_empty(&slot);
+        }
+    }
+
     async fn unload_because(&self, name: &str, departure: Departure) -> Result<()> {
         loop {
             let Some(slot) = self.0.models.load().get(name).cloned() else { return Ok(()) };
@@ -303,9 +316,11 @@ impl ModelManager {
                 Entered::FailedLately(_) | Entered::Ready | Entered::Forgotten => return Ok(()),
             };
             let operation = waiter.flight().operation;
-            waiter.outcome().await?;
-            if operation == Operation::Unload {
-                return Ok(());
+            match waiter.outcome().await? {
+                Outcome::Done if operation == Operation::Unload => return Ok(()),
+                Outcome::Failed(error) if operation == Operation::Unload => return Err(error),
+                // The end of something else, or of an unload that was not carried out after all.
+                Outcome::Done | Outcome::Failed(_) | Outcome::Absent | Outcome::OnDisk | Outcome::Abandoned => {}
             }
         }
     }

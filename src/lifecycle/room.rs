@@ -26,6 +26,9 @@ pub(super) enum RoomError {
 /// The longest that a wait for room goes without a look: models grow old without a word.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// Longer than any model is spared for being young.
+const A_DAY: Duration = Duration::from_secs(86_400);
+
 /// Takes a place among the loads and books `weight` on a device; returns when the bytes may be used: those who had to leave
 /// are gone. `beside` says that a copy of the model is there already. Whoever waits for room holds no place.
 pub(super) async fn reserve(
@@ -87,7 +90,12 @@ pub(super) async fn reserve(
 /// The refusal as an error that says what is there and what would help; the numbers are its source.
 fn refused(manager: &ModelManager, pool: &MemoryPool, name: &Name, refusal: Refusal) -> RoomError {
     let device = pool.device();
-    let book = pool.book(Instant::now(), &|other| manager.is_busy(other));
+    // Who unloads for us does not spare the young.
+    let ahead = match manager.0.options.eviction {
+        Eviction::Automatic => Duration::ZERO,
+        Eviction::External => A_DAY,
+    };
+    let book = pool.book(Instant::now() + ahead, &|other| manager.is_busy(other));
     let refusal = match refusal {
         Refusal::NoRoom(no_room) => {
             let pinned = book.booked.saturating_sub(book.evictable);

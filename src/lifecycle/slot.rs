@@ -227,6 +227,15 @@ impl Slot {
         FlightGuard { manager: manager.clone(), slot: Arc::clone(self), flight: Arc::clone(flight) }
     }
 
+    /// Forgets what the model has been through, where nothing of it is in memory or on its way there.
+    pub(super) fn clear(&self) {
+        let mut control = self.control.lock();
+        if control.flight.is_none() && self.resident.load().is_none() {
+            control.states = VersionStates::default();
+            (control.story, control.failed) = (None, None);
+        }
+    }
+
     /// Closes the slot if nothing would be lost with it, and says whether it is closed: whoever holds it yet cannot load a
     /// model into a slot that nobody finds.
     pub(super) fn forget_if_empty(&self) -> bool {

@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 const MAX_DEPTH: usize = 6;
 
 /// The most files of a model's folder.
-const MAX_FILES: usize = 100_000;
+pub(super) const MAX_FILES: usize = 100_000;
 
 /// Bytes read at a time.
 const CHUNK: u64 = 256 << 10;

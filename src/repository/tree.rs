@@ -55,7 +55,9 @@ impl ModelTree {
     pub fn read(name: &str, folder: &Path) -> Result<Option<Self>> {
         let config_file = folder.join(CONFIG);
         let config = match std::fs::metadata(&config_file) {
-            Ok(_) => Some(read_config(name, &config_file)?),
+            Ok(metadata) if metadata.is_file() => Some(read_config(name, &config_file)?),
+            // A pipe would hold up whoever reads it.
+            Ok(_) => return Err(Error::invalid(format!("{CONFIG} of model '{name}' is no file"))),
             Err(error) if is_absent(&error) => None,
             Err(error) => return Err(unreadable(&config_file, error)),
         };

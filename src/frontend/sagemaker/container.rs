@@ -1,7 +1,8 @@
 //! The contract of SageMaker's multi-model containers (developer guide, "Custom Containers Contract for Multi-Model
 //! Endpoints"): list, load, describe, unload. The platform decides; what it is told comes from the book.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,13 +10,14 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedMutexGuard;
 
 use super::super::body::Body;
-use super::super::percent;
 use super::Inner;
 use super::invoke::document;
 use crate::config::sagemaker::Ping;
 use crate::error::{Error, ErrorKind, Result};
+use crate::repository::registered::Place;
 
 /// Models on a page where the query does not say.
 const LIMIT: usize = 100;
@@ -39,7 +41,7 @@ struct Row<'a> {
 struct Page<'a> {
     models: Vec<Row<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    next_page_token: Option<&'a str>,
+    next_page_token: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -48,9 +50,9 @@ struct LoadRequest {
     url: String,
 }
 
-/// The loads that the platform waits for.
+/// Loads and unloads of one name go one after the other: what is registered and what is in memory belong together.
 #[derive(Default)]
-pub(super) struct Loading(Mutex<HashSet<String>>);
+pub(super) struct Turns(Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>);
 
 impl Inner {
     /// Whether the platform may send requests.
@@ -72,11 +74,15 @@ impl Inner {
         let Query { limit, after } = Query::parse(query)?;
         let mut names = self.server.resident_names();
         names.retain(|name| after.as_deref().is_none_or(|after| **name > *after));
-        names.sort_unstable();
         let more = names.len() > limit;
-        names.truncate(limit);
+        if more {
+            // Only the page itself is sorted.
+            names.select_nth_unstable(limit);
+            names.truncate(limit);
+        }
+        names.sort_unstable();
         let models = names.iter().map(|name| Row { model_name: name, model_url: self.url_of(name) }).collect();
-        let next_page_token = names.last().filter(|_| more).map(|name| &**name);
+        let next_page_token = names.last().filter(|_| more).map(|name| token_of(name));
         json(&Page { models, next_page_token })
     }
 
@@ -90,7 +96,7 @@ impl Inner {
 
     /// Where a model was said to lie, or its key in the repository.
     fn url_of(&self, name: &str) -> String {
-        self.registered.place(name).map_or_else(|| name.to_owned(), |place| place.display().to_string())
+        self.registered.place(name).map_or_else(|| name.to_owned(), |place| place.shown)
     }
 
     /// Loads what lies at a place of this machine under a name; goes on to the end even if the caller leaves.
@@ -108,75 +114,78 @@ impl Inner {
         Ok(http::Response::new(Body::default()))
     }
 
-    async fn load_registered(&self, name: &str, place: PathBuf) -> Result<()> {
-        let Some(_turn) = self.loading.begin(name) else {
-            // Somebody else's load is under way: its end is the answer.
-            self.server.load_model(name, None).await?;
-            return Err(already_loaded(name));
-        };
+    async fn load_registered(&self, name: &str, place: Place) -> Result<()> {
+        let _turn = self.turns.take(name).await;
         if !self.server.versions_of(name).is_empty() {
             return Err(already_loaded(name));
         }
-        if !self.registered.register(name, place.clone())? {
-            // Left over from a copy that is gone.
-            if let Some(old) = self.registered.place(name) {
-                self.registered.forget(name, &old);
-            }
-            self.registered.register(name, place.clone())?;
-        }
+        // What is left over from a copy that is gone.
+        self.registered.forget(name);
+        self.registered.register(name, place)?;
         let loaded = self.server.load_model(name, None).await;
         if loaded.is_err() {
-            self.registered.forget(name, &place);
+            self.forget(name);
         }
         loaded
     }
 
+    /// Forgets what the platform brought: its names do not come again.
+    fn forget(&self, name: &str) {
+        if self.registered.forget(name) {
+            self.server.forget_model(name);
+        }
+    }
+
     /// Unloads a model; answers when its memory is back.
     pub(super) async fn unload(self: &Arc<Self>, name: &str) -> Result<http::Response<Body>> {
-        let place = self.registered.place(name);
-        if place.is_none() && self.server.versions_of(name).is_empty() {
-            return Err(not_loaded(name));
-        }
         let (inner, name) = (Arc::clone(self), name.to_owned());
         let unload = async move {
-            inner.server.unload_model(&name).await?;
-            if let Some(place) = place {
-                inner.registered.forget(&name, &place);
+            let _turn = inner.turns.take(&name).await;
+            if inner.server.versions_of(&name).is_empty() {
+                return Err(not_loaded(&name));
             }
-            Ok::<_, Error>(())
+            inner.server.unload_model(&name).await?;
+            inner.forget(&name);
+            Ok(())
         };
         tokio::spawn(unload).await.map_err(|panic| Error::internal("unloading panicked").with_source(panic))??;
         Ok(http::Response::new(Body::default()))
     }
 }
 
-impl Loading {
-    /// A turn at loading `name`, unless somebody has it.
-    fn begin(&self, name: &str) -> Option<Turn<'_>> {
-        self.0.lock().insert(name.to_owned()).then(|| Turn { loading: self, name: name.to_owned() })
+impl Turns {
+    /// Waits for the turn at `name`. Not to be given up: its name stays until somebody has had it.
+    async fn take(&self, name: &str) -> Turn<'_> {
+        let lock = Arc::clone(self.0.lock().entry(name.to_owned()).or_default());
+        Turn { held: Some(lock.lock_owned().await), turns: self, name: name.to_owned() }
     }
 }
 
-/// Ends a load's turn.
+/// A turn at a name.
 struct Turn<'a> {
-    loading: &'a Loading,
+    held: Option<OwnedMutexGuard<()>>,
+    turns: &'a Turns,
     name: String,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.loading.0.lock().remove(&self.name);
+        self.held = None;
+        let mut turns = self.turns.0.lock();
+        if turns.get(&self.name).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+            turns.remove(&self.name);
+        }
     }
 }
 
-/// A place that the platform may load from: an absolute path, below one of the roots after all links are followed.
-fn check_place(url: &str, roots: &[PathBuf]) -> Result<PathBuf> {
+/// A place that the platform may load from: an absolute path, below one of the roots after all links in it are followed.
+fn check_place(url: &str, roots: &[PathBuf]) -> Result<Place> {
+    let shown: String = url.chars().take(256).collect();
+    let shown = shown.escape_debug();
     let outside = || {
         let roots: Vec<_> = roots.iter().map(|root| root.display().to_string()).collect();
-        let shown: String = url.chars().take(256).collect();
         Error::invalid(format!(
-            "url '{}' is not below {}: models are loaded from there (--sagemaker-model-root)",
-            shown.escape_debug(),
+            "url '{shown}' is not below {}: models are loaded from there (--sagemaker-model-root)",
             roots.join(" or ")
         ))
     };
@@ -185,14 +194,17 @@ fn check_place(url: &str, roots: &[PathBuf]) -> Result<PathBuf> {
     if !is_plain || !roots.iter().any(|root| path.starts_with(root)) {
         return Err(outside());
     }
-    let real = path.canonicalize().map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
-            Error::not_found(format!("there is nothing at url '{url}'"))
+    let folder = path.canonicalize().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+            Error::not_found(format!("there is nothing at url '{shown}'"))
         }
-        _ => Error::new(ErrorKind::RepositoryFailed, format!("cannot read url '{url}'")).with_source(error),
+        io::ErrorKind::PermissionDenied => {
+            Error::new(ErrorKind::RepositoryFailed, format!("url '{shown}' may not be read")).with_source(error)
+        }
+        _ => Error::invalid(format!("url '{shown}' is no path")).with_source(error),
     })?;
-    let inside = roots.iter().filter_map(|root| root.canonicalize().ok()).any(|root| real.starts_with(root));
-    if inside { Ok(path.to_owned()) } else { Err(outside()) }
+    let inside = roots.iter().filter_map(|root| root.canonicalize().ok()).any(|root| folder.starts_with(root));
+    if inside { Ok(Place { shown: url.to_owned(), path: folder }) } else { Err(outside()) }
 }
 
 fn already_loaded(name: &str) -> Error {
@@ -217,6 +229,23 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
         .map_err(|panic| Error::internal("looking at the model's folder panicked").with_source(panic))?
 }
 
+/// The last name of a page in hexadecimal digits: nothing in it has to be escaped.
+fn token_of(name: &str) -> String {
+    name.bytes().fold(String::with_capacity(name.len() * 2), |mut token, byte| {
+        let digit = |half: u8| char::from(b"0123456789abcdef"[usize::from(half & 15)]);
+        token.extend([digit(byte >> 4), digit(byte)]);
+        token
+    })
+}
+
+fn name_of(token: &str) -> Option<String> {
+    let digits: Option<Vec<u8>> =
+        token.chars().map(|digit| digit.to_digit(16).and_then(|it| u8::try_from(it).ok())).collect();
+    let pairs = digits?;
+    let bytes = pairs.chunks(2).map(|pair| Some(pair.first()? << 4 | pair.get(1)?)).collect::<Option<Vec<u8>>>()?;
+    String::from_utf8(bytes).ok()
+}
+
 /// The query of `GET /models`.
 #[derive(Debug, PartialEq, Eq)]
 struct Query {
@@ -238,9 +267,10 @@ impl Query {
                     })?;
                 }
                 "next_page_token" | "nextPageToken" => {
-                    let token = percent::decode(&value.replace('+', " ")).map(std::borrow::Cow::into_owned);
-                    let token = token.ok_or_else(|| Error::invalid(format!("query parameter '{key}' is not UTF-8")))?;
-                    read.after = Some(token).filter(|token| !token.is_empty());
+                    let name = name_of(value).ok_or_else(|| {
+                        Error::invalid(format!("query parameter '{key}' is no nextPageToken of an earlier page"))
+                    })?;
+                    read.after = Some(name).filter(|name| !name.is_empty());
                 }
                 _ => {}
             }
@@ -259,9 +289,12 @@ mod tests {
     fn pages_are_asked_for_in_both_spellings() {
         assert_eq!(Query::parse("").unwrap(), Query { limit: 100, after: None });
         let page = Query { limit: 2, after: Some("a b".to_owned()) };
-        assert_eq!(Query::parse("limit=2&next_page_token=a%20b").unwrap(), page);
-        assert_eq!(Query::parse("nextPageToken=a+b&limit=2&other=1").unwrap(), page);
-        for wrong in ["limit=0", "limit=x", "limit=10001", "next_page_token=%ff"] {
+        let token = token_of("a b");
+        assert_eq!(Query::parse(&format!("limit=2&next_page_token={token}")).unwrap(), page);
+        assert_eq!(Query::parse(&format!("nextPageToken={token}&limit=2&other=1")).unwrap(), page);
+        for wrong in
+            ["limit=0", "limit=x", "limit=10001", "next_page_token=ff", "next_page_token=616", "next_page_token=xy"]
+        {
             assert!(Query::parse(wrong).is_err(), "{wrong}");
         }
     }
@@ -274,11 +307,16 @@ mod tests {
         std::fs::create_dir_all(&other).unwrap();
         std::os::unix::fs::symlink(&other, models.join("link")).unwrap();
         let check = |path: &Path| check_place(path.to_str().unwrap(), std::slice::from_ref(&models));
-        assert_eq!(check(&models.join("h/model")).unwrap(), models.join("h/model"));
+        let found = check(&models.join("h/model")).unwrap();
+        assert_eq!(found.path, models.canonicalize().unwrap().join("h/model"));
+        assert_eq!(found.shown, models.join("h/model").to_str().unwrap());
         for outside in [other.clone(), models.join("../other"), models.join("link"), "h/model".into(), "".into()] {
             assert_eq!(check(&outside).unwrap_err().kind(), ErrorKind::InvalidArgument, "{}", outside.display());
         }
         assert_eq!(check(&models.join("none")).unwrap_err().kind(), ErrorKind::NotFound);
+        for wrong in ["n\0ul".to_owned(), "x".repeat(300)] {
+            assert_eq!(check(&models.join(wrong)).unwrap_err().kind(), ErrorKind::InvalidArgument);
+        }
     }
 
     proptest! {
@@ -287,6 +325,11 @@ mod tests {
             if let Ok(Query { limit, .. }) = Query::parse(&query) {
                 prop_assert!((1..=MOST).contains(&limit));
             }
+        }
+
+        #[test]
+        fn every_token_leads_back_to_its_name(name in any::<String>()) {
+            prop_assert_eq!(name_of(&token_of(&name)), Some(name));
         }
 
         #[test]

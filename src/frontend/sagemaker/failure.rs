@@ -14,6 +14,9 @@ use crate::error::{Error, ErrorKind};
 /// The name of an error.
 pub const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 
+/// `Retry-After` as AWS's newer clients read it.
+const AMZ_RETRY_AFTER: HeaderName = HeaderName::from_static("x-amz-retry-after");
+
 /// Names of errors, each with its status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
@@ -35,6 +38,8 @@ pub enum Code {
     IncompleteSignature,
     /// The key is not for this model.
     AccessDenied,
+    /// There is nothing of this name to ask for.
+    UnknownOperation,
     /// Not now.
     Unavailable,
     /// A fault of the service.
@@ -55,6 +60,7 @@ impl Code {
             Self::InvalidSignature => "InvalidSignatureException",
             Self::IncompleteSignature => "IncompleteSignatureException",
             Self::AccessDenied => "AccessDeniedException",
+            Self::UnknownOperation => "UnknownOperationException",
             Self::Unavailable => "ServiceUnavailable",
             Self::Internal => "InternalFailure",
         }
@@ -72,6 +78,7 @@ impl Code {
             | Self::UnrecognizedClient
             | Self::InvalidSignature
             | Self::AccessDenied => StatusCode::FORBIDDEN,
+            Self::UnknownOperation => StatusCode::NOT_FOUND,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -179,6 +186,8 @@ impl ServiceError {
         headers.insert(ERROR_TYPE, HeaderValue::from_static(self.code.name()));
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+            // What AWS's own clients go by, in milliseconds.
+            headers.insert(AMZ_RETRY_AFTER, HeaderValue::from(seconds.saturating_mul(1000)));
         }
         response
     }

@@ -27,7 +27,7 @@ const INFERENCE_TYPE: &str = "inference_type";
 pub(super) struct Payload {
     bytes: Bytes,
     layout: Layout,
-    arrived: Instant,
+    pub(super) arrived: Instant,
 }
 
 /// Why there is no payload.
@@ -94,7 +94,7 @@ impl Inner {
         Ok(Payload { bytes, layout, arrived })
     }
 
-    /// Runs the model over a payload.
+    /// Runs the model over a payload; its time is counted from `since`.
     ///
     /// # Errors
     /// As the model, or reading the payload, fails.
@@ -103,19 +103,21 @@ impl Inner {
         handle: ModelHandle,
         payload: Payload,
         headers: &HeaderMap,
+        since: Instant,
+        encoding: Encoding,
     ) -> Result<http::Response<Body>> {
         let inference_type = match handle.config.parameters.get(INFERENCE_TYPE) {
             None => self.config.inference_type,
             Some(text) => read_inference_type(text)?,
         };
         let mut response = match inference_type {
-            InferenceType::Infer => self.infer(&handle, payload, headers).await?,
+            InferenceType::Infer => self.infer(&handle, payload, headers, since, encoding).await?,
             InferenceType::Generate => {
-                let text = self.generate(&handle, payload, headers).await?;
+                let text = self.generate(&handle, payload, headers, since).await?;
                 document(text.into(), HeaderValue::from_static("application/json"))
             }
             InferenceType::GenerateStream => {
-                let text = self.generate(&handle, payload, headers).await?;
+                let text = self.generate(&handle, payload, headers, since).await?;
                 let event = [b"data: ", text.as_slice(), b"\n\n"].concat();
                 document(event.into(), HeaderValue::from_static("text/event-stream; charset=utf-8"))
             }
@@ -124,7 +126,14 @@ impl Inner {
         Ok(response)
     }
 
-    async fn infer(&self, handle: &ModelHandle, payload: Payload, headers: &HeaderMap) -> Result<http::Response<Body>> {
+    async fn infer(
+        &self,
+        handle: &ModelHandle,
+        payload: Payload,
+        headers: &HeaderMap,
+        since: Instant,
+        encoding: Encoding,
+    ) -> Result<http::Response<Body>> {
         let Payload { bytes, layout, arrived } = payload;
         let mut decoded = match layout {
             Layout::Binary(0) => tensor_body::decode_raw(handle, bytes)?,
@@ -133,13 +142,11 @@ impl Inner {
                 tensor_body::decode(bytes, layout.header_length(), &self.tensor_limits).await?
             }
         };
-        // Waiting for the load had a limit of its own.
-        decoded.request.deadline = body::deadline(Instant::now(), decoded.timeout, headers, self.limits.timeout);
+        decoded.request.deadline = body::deadline(since, decoded.timeout, headers, self.limits.timeout);
         let DecodedRequest { request, format, .. } = decoded;
         let mut answered = self.server.infer(handle, request, arrived).await?;
         tensor_body::classify(&mut answered, &format, handle)?;
         let encoded = tensor_body::encode(answered, format).await?;
-        let encoding = Encoding::for_response(headers);
         let pieces = std::iter::once(encoded.json).chain(encoded.tensors);
         let body = match encoding.header() {
             None => Body::pieces(pieces),
@@ -153,7 +160,13 @@ impl Inner {
         Ok(response)
     }
 
-    async fn generate(&self, handle: &ModelHandle, payload: Payload, headers: &HeaderMap) -> Result<Vec<u8>> {
+    async fn generate(
+        &self,
+        handle: &ModelHandle,
+        payload: Payload,
+        headers: &HeaderMap,
+        since: Instant,
+    ) -> Result<Vec<u8>> {
         let Payload { bytes, layout, arrived } = payload;
         if layout != Layout::Json {
             return Err(Error::invalid("binary tensors are for the inference type infer: send JSON to generate"));
@@ -163,7 +176,7 @@ impl Inner {
             off_the_io_threads(bytes.len() >= LARGE_JSON, move || Members::read(&bytes, &inputs, &limits)).await?
         };
         let mut request = members.request;
-        request.deadline = body::deadline(Instant::now(), members.timeout, headers, self.limits.timeout);
+        request.deadline = body::deadline(since, members.timeout, headers, self.limits.timeout);
         let response: InferenceResponse = self.server.infer(handle, request, arrived).await?;
         write_members(&response)
     }

@@ -8,20 +8,22 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::super::body::Body;
+use super::super::body::{self, Body};
+use super::super::compression::Encoding;
 use super::failure::{Code, ServiceError};
 use super::invoke::Unreadable;
+use super::route::Route;
 use super::target::{ALL_TRAFFIC, CUSTOM_ATTRIBUTES, INVOKED_VARIANT, REQUEST_ID, TARGET_VARIANT};
 use super::target::{custom_attributes, target_model};
 use super::{Inner, event_stream};
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind, Result};
 use crate::inference::Deadline;
 use crate::lifecycle::handle::ModelHandle;
 
@@ -38,18 +40,46 @@ const LARGE_BODY: usize = 64 << 10;
 #[derive(Default)]
 pub(super) struct Kept(Mutex<HashSet<String>>);
 
+/// Keeps a name among those whose loads go on.
+struct KeptGuard {
+    inner: Arc<Inner>,
+    name: String,
+}
+
+impl KeptGuard {
+    fn new(inner: &Arc<Inner>, name: &str) -> Option<Self> {
+        let is_new = inner.kept.0.lock().insert(name.to_owned());
+        is_new.then(|| Self { inner: Arc::clone(inner), name: name.to_owned() })
+    }
+}
+
+impl Drop for KeptGuard {
+    fn drop(&mut self) {
+        self.inner.kept.0.lock().remove(&self.name);
+    }
+}
+
 impl Inner {
-    /// Answers an invocation of the endpoint called `endpoint`.
+    /// Answers what is asked of an endpoint.
     pub(super) async fn endpoint(
         self: &Arc<Self>,
-        endpoint: &str,
-        stream: bool,
+        route: Route<'_>,
         head: Parts,
         body: Incoming,
     ) -> http::Response<Body> {
-        let answered = self.try_endpoint(endpoint, stream, &head, body).await;
+        let answered = match route {
+            Route::Endpoint { name, stream } => self.try_endpoint(&name, stream, &head, body).await,
+            _ => {
+                Err(ServiceError::new(Code::UnknownOperation, "there are invocations and invocations-response-stream"))
+            }
+        };
         let mut response = answered.unwrap_or_else(|error| {
-            tracing::debug!(endpoint, code = error.code.name(), error = %error.message, "invocation refused");
+            let path = head.uri.path();
+            let is_ours = error.code == Code::Internal || error.original.as_ref().is_some_and(|it| it.status >= 500);
+            match is_ours {
+                true => tracing::warn!(path, code = error.code.name(), error = %error.message, "invocation failed"),
+                false => tracing::debug!(path, code = error.code.name(), error = %error.message, "invocation refused"),
+            }
             error.response()
         });
         let mut buffer = Uuid::encode_buffer();
@@ -70,10 +100,7 @@ impl Inner {
         let headers = &head.headers;
         let most = self.config.endpoint.payload_bytes;
         let received = self.receive(headers, body, (most, "--endpoint-max-payload-bytes")).await;
-        let received = received.map_err(|error| match error.kind() {
-            ErrorKind::TooLarge => ServiceError::new(Code::TooLarge, error.report()),
-            _ => ServiceError::of(&error),
-        })?;
+        let received = received.map_err(|error| too_large_or(&error))?;
         let target = target_model(headers)?.or_else(|| self.config.model.clone());
         // Who may not ask is told nothing of what there is.
         self.authorize(head, &received.bytes, target.as_deref()).await?;
@@ -89,10 +116,14 @@ impl Inner {
         })?;
         let payload = self.understand(headers, received).await.map_err(|unreadable| match unreadable {
             Unreadable::Coding(error) => ServiceError::model("primary", 415, error.report()),
-            Unreadable::Failed(error) => ServiceError::of(&error),
+            Unreadable::Failed(error) => too_large_or(&error),
         })?;
-        let handle = self.handle_on(&name).await?;
-        let answered = self.invoke(handle, payload, headers).await.map_err(|error| ServiceError::of(&error))?;
+        let handle = self.handle_on(&name, headers).await?;
+        // A stream's frames are not compressed.
+        let encoding = if stream { Encoding::Identity } else { Encoding::for_response(headers) };
+        // Waiting for the load had a limit of its own.
+        let answered = self.invoke(handle, payload, headers, Instant::now(), encoding).await;
+        let answered = answered.map_err(|error| ServiceError::of(&error))?;
         let mut response = if stream { streamed(answered).await? } else { answered };
         let answer = response.headers_mut();
         answer.insert(INVOKED_VARIANT, headers.get(TARGET_VARIANT).cloned().unwrap_or(ALL_TRAFFIC));
@@ -125,13 +156,23 @@ impl Inner {
     }
 
     /// A handle on a model, which is loaded first if it must be. The load goes on when the wait is over.
-    async fn handle_on(self: &Arc<Self>, name: &str) -> Result<ModelHandle, ServiceError> {
+    async fn handle_on(self: &Arc<Self>, name: &str, headers: &HeaderMap) -> Result<ModelHandle, ServiceError> {
         if let Ok(handle) = self.server.resident_model(name, None) {
             return Ok(handle);
         }
-        let _kept = self.keep_loading(name);
-        let until = Deadline::after(Instant::now(), self.config.endpoint.load_wait);
-        self.server.model(name, None, until).await.map_err(|error| match error.kind() {
+        let until = body::deadline(Instant::now(), Some(self.config.endpoint.load_wait), headers, None);
+        let loaded = match self.keep_loading(name) {
+            None => self.server.model(name, None, until).await,
+            Some(loaded) => {
+                let until = until.map_or_else(Instant::now, Deadline::instant);
+                match tokio::time::timeout_at(until.into(), loaded).await {
+                    Ok(Ok(loaded)) => loaded,
+                    Ok(Err(_gone)) => Err(Error::internal("a load broke off")),
+                    Err(_elapsed) => Err(Error::new(ErrorKind::DeadlineExceeded, "the load goes on")),
+                }
+            }
+        };
+        loaded.map_err(|error| match error.kind() {
             ErrorKind::DeadlineExceeded => {
                 let text = format!("Model {name} is still being fetched or loaded. Try again later.");
                 ServiceError::new(Code::ModelNotReady, text).retry_after(self.seconds_left(name))
@@ -140,24 +181,20 @@ impl Inner {
         })
     }
 
-    /// Has a load go on for as long as SageMaker gives it, whether or not its callers wait: they come back. What is given
-    /// back lives as long as the request that asked, so that a model that is not retained waits for it.
-    fn keep_loading(self: &Arc<Self>, name: &str) -> Option<oneshot::Sender<()>> {
-        if !self.kept.0.lock().insert(name.to_owned()) {
-            return None;
-        }
-        let (request, ended) = oneshot::channel::<()>();
-        let (inner, name) = (Arc::clone(self), name.to_owned());
+    /// Has a load go on for as long as SageMaker gives it, whether or not its callers wait: they come back. `None` if that
+    /// is so already. The handle goes to the request that asked, or back at once where that has left: nobody else may hold
+    /// one, since an unload would wait for it.
+    fn keep_loading(self: &Arc<Self>, name: &str) -> Option<oneshot::Receiver<Result<ModelHandle>>> {
+        let kept = KeptGuard::new(self, name)?;
+        let (request, loaded) = oneshot::channel();
         let until = Deadline::after(Instant::now(), self.config.endpoint.load_limit);
         drop(tokio::spawn(async move {
-            let loaded = inner.server.model(&name, None, until).await;
-            inner.kept.0.lock().remove(&name);
-            if loaded.is_ok() {
-                // Its sender is dropped, never used.
-                let _dropped = ended.await;
-            }
+            let handle = kept.inner.server.model(&kept.name, None, until).await;
+            drop(kept);
+            // Who has left does not want it any more.
+            drop(request.send(handle));
         }));
-        Some(request)
+        Some(loaded)
     }
 
     /// How long a load will take yet, where a fetch says so; 1 to 60 seconds.
@@ -165,6 +202,14 @@ impl Inner {
         let eta = self.server.model_residency(name).and_then(|row| row.fetch).and_then(|fetch| fetch.eta_seconds());
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and 60")]
         eta.map_or(RETRY_SECONDS, |seconds| seconds.ceil().clamp(1.0, 60.0) as u64)
+    }
+}
+
+/// A body over a limit has an error of its own.
+fn too_large_or(error: &Error) -> ServiceError {
+    match error.kind() {
+        ErrorKind::TooLarge => ServiceError::new(Code::TooLarge, error.report()),
+        _ => ServiceError::of(error),
     }
 }
 

@@ -170,3 +170,43 @@ async fn who_has_no_key_for_a_model_is_refused_before_anything_is_loaded() {
     assert_eq!(server.in_memory(), ["company_a/m"]);
     server.finish().await;
 }
+
+#[tokio::test]
+async fn an_unload_during_the_load_of_an_invocation_holds_up_neither() {
+    let server = TestServer::start(Repository::gated(&["m"])).await;
+    for round in 0..20 {
+        server.gated.close("m", Step::Load);
+        let mut clients = Vec::new();
+        for tag in 0..8 {
+            clients.push(send(&server, &endpoint("m", tag)).await);
+        }
+        server.until("m", |counts| counts.loads_begun > counts.loads_ended).await;
+        let mut unloading = server.send(&unload("m")).await;
+        server.gated.open("m", Step::Load);
+        for (tag, client) in (0..).zip(&mut clients) {
+            assert_eq!(client.receive().await.tag(), tag, "round {round}");
+        }
+        unloading.receive().await.expect(200);
+        server.ask(&unload("m")).await.expect(200);
+    }
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_stream_is_not_compressed_and_what_is_no_invocation_has_the_services_form() {
+    let server = TestServer::start(Repository::gated(&["m"])).await;
+    let request = post("/endpoints/ep/invocations-response-stream", infer_body(5).to_string());
+    let request = request.header("x-amzn-sagemaker-target-model", "m").header("accept-encoding", "gzip");
+    let answer = ask(&server, &request).await.expect(200);
+    assert_eq!(
+        (answer.header("content-encoding"), answer.header("x-amzn-sagemaker-content-type")),
+        (None, Some("application/json"))
+    );
+    assert_eq!(answer.header("content-type"), Some("application/vnd.amazon.eventstream"));
+    let text = String::from_utf8_lossy(&answer.body);
+    assert!(text.contains("PayloadPart") && text.contains("\"data\":[5]"), "{text}");
+    for request in [get("/endpoints/ep/invocations"), post("/endpoints/ep/async-invocations", "")] {
+        assert_eq!(error_type(&ask(&server, &request).await.expect(404)), "UnknownOperationException");
+    }
+    server.finish().await;
+}
