@@ -32,6 +32,7 @@ class Server:
         self.process = process
         self.http = addresses["http"]
         self.metrics = addresses["metrics"]
+        self.sagemaker = addresses.get("sagemaker")
         self.was_killed = False
         self._log = log
 
@@ -71,9 +72,11 @@ class Server:
 
 @contextlib.contextmanager
 def running_server(repository, folder, *arguments, environment=None):
-    """A server over `repository`; at the end SIGTERM must bring exit code 0, and no thread may have panicked."""
+    """A server over `repository`, or over none; at the end SIGTERM must bring exit code 0, and no thread may have panicked."""
     port_file, log = folder / "ports.json", folder / "server.log"
-    command = [binary(), "serve", "--model-repository", repository, "--http-port", "0", "--metrics-port", "0"]
+    command = [binary(), "serve", "--http-port", "0", "--metrics-port", "0"]
+    if repository is not None:
+        command += ["--model-repository", repository]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--port-file", port_file, *arguments],
