@@ -55,7 +55,7 @@ class Client:
     """One connection, kept open; little else than a send and a receive a request."""
 
     def __init__(self, port, timeout=90):
-        self.port, self.timeout, self.socket = port, timeout, None
+        self.port, self.timeout, self.socket, self.head = port, timeout, None, b""
 
     def call(self, method, path, body=b""):
         """(status, body)"""
@@ -72,7 +72,8 @@ class Client:
             if not (more := self.socket.recv(65536)):
                 raise Died("the server closed the connection")
             data += more
-        found = re.search(rb"(?i)content-length: *(\d+)", data[:end])
+        self.head = data[:end]
+        found = re.search(rb"(?i)content-length: *(\d+)", self.head)
         length = int(found.group(1)) if found else 0
         parts, have = [data[end + 4 :]], len(data) - end - 4
         while have < length:

@@ -137,7 +137,7 @@ class Server:
         self.log = os.path.join(folder, f"{name}.log")
         self.folder = folder
         self.process = None
-        self.metrics_port = None
+        self.metrics_port = self.sagemaker_port = None
 
     def start(self, limit=60):
         """Seconds from start to ready."""
@@ -168,7 +168,7 @@ class Server:
             try:
                 with open(self.port_file, encoding="utf-8") as file:
                     ports = {name: int(address.rpartition(":")[2]) for name, address in json.load(file).items()}
-                self.port, self.metrics_port = ports["http"], ports.get("metrics")
+                self.port, self.metrics_port, self.sagemaker_port = ports["http"], ports.get("metrics"), ports.get("sagemaker")
             except (OSError, ValueError, KeyError):  # not there yet, or half written
                 return False
         try:
@@ -253,8 +253,7 @@ def roundhouse(binary, repository, folder, cores, arguments=()):
     command = [
         binary,
         "serve",
-        "--model-repository",
-        repository,
+        *(["--model-repository", repository] if repository else []),
         "--http-port",
         "0",
         "--metrics-port",
@@ -390,8 +389,8 @@ def read_output(body, headers):
 # ---- Load ------------------------------------------------------------------------------------------------------------
 
 
-def drive(server, cores, method, path, body, headers, connections, seconds):
-    """wrk for some seconds; what it saw, and what the server used meanwhile."""
+def drive(server, cores, method, path, body, headers, connections, seconds, port=None):
+    """wrk for some seconds, at the server's port unless another is given; what it saw, and what the server used meanwhile."""
     body_file = os.path.join(server.folder, "body")
     with open(body_file, "wb") as file:
         file.write(body)
@@ -411,7 +410,7 @@ def drive(server, cores, method, path, body, headers, connections, seconds):
         "30s",
         "-s",
         os.path.join(HERE, "load.lua"),
-        f"http://127.0.0.1:{server.port}{path}",
+        f"http://127.0.0.1:{port or server.port}{path}",
     ]
     begin, used, busy, generator = time.perf_counter(), cpu_seconds(server.pid), machine_busy(), sum(os.times()[2:4])
     run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=seconds + 90, check=False)
