@@ -781,11 +781,6 @@ def test_invocations_without_a_model_go_to_the_one_that_is_configured(tmp_path):
     with running_server(tmp_path / "repository", tmp_path, *flags) as server:
         answer = call(server.sagemaker, "POST", "/invocations", JSON)
         assert_refused(answer, 400, 404)
-    (tmp_path / "ports.json").unlink()
-    shutil.rmtree(tmp_path / "repository/first")
-    with running_server(tmp_path / "repository", tmp_path, *flags) as server:
-        answer = call(server.sagemaker, "POST", "/invocations", JSON)
-        assert doubled_or_tripled(answer) == [3, 6], "the only one of the repository"
 
 
 def test_A20_at_sigterm_what_runs_comes_to_its_end(tmp_path):
