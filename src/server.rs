@@ -98,6 +98,19 @@ impl InferenceServer {
         self.0.models.acquire(name, version, deadline).await
     }
 
+    /// The same for somebody who wants the model by `wanted`, and whose load goes on until `deadline`.
+    ///
+    /// # Errors
+    /// As [`ModelManager::acquire`].
+    pub async fn model_for(
+        &self,
+        name: &str,
+        wanted: Option<Deadline>,
+        deadline: Option<Deadline>,
+    ) -> Result<ModelHandle> {
+        self.0.models.acquire_for(name, None, wanted, deadline).await
+    }
+
     /// A handle on a model that is in memory; nothing is loaded.
     ///
     /// # Errors

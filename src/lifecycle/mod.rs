@@ -161,10 +161,24 @@ impl ModelManager {
         version: Option<Version>,
         deadline: Option<Deadline>,
     ) -> Result<ModelHandle> {
+        self.acquire_for(name, version, deadline, deadline).await
+    }
+
+    /// The same for somebody who wants the model by `wanted`, and whose load goes on until `deadline`.
+    ///
+    /// # Errors
+    /// As [`ModelManager::acquire`].
+    pub async fn acquire_for(
+        &self,
+        name: &str,
+        version: Option<Version>,
+        wanted: Option<Deadline>,
+        deadline: Option<Deadline>,
+    ) -> Result<ModelHandle> {
         if let Some(handle) = self.resident(name, version)? {
             return Ok(handle);
         }
-        let waiting = self.acquire_absent(name, version, deadline);
+        let waiting = self.acquire_absent(name, version, wanted);
         match deadline {
             None => waiting.await,
             Some(deadline) => {
@@ -182,11 +196,11 @@ impl ModelManager {
         &self,
         name: &str,
         version: Option<Version>,
-        deadline: Option<Deadline>,
+        wanted: Option<Deadline>,
     ) -> Result<ModelHandle> {
         check_name(name)?;
         let began = Instant::now();
-        let until = deadline.map(|deadline| deadline.instant());
+        let until = wanted.map(|wanted| wanted.instant());
         let explicit = self.0.options.control == ModelControl::Explicit;
         loop {
             if explicit && !self.0.models.load().contains_key(name) {

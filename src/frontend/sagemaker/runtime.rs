@@ -161,7 +161,7 @@ impl Inner {
             return Ok(handle);
         }
         let until = body::deadline(Instant::now(), Some(self.config.endpoint.load_wait), headers, None);
-        let loaded = match self.keep_loading(name) {
+        let loaded = match self.keep_loading(name, until) {
             None => self.server.model(name, None, until).await,
             Some(loaded) => {
                 let until = until.map_or_else(Instant::now, Deadline::instant);
@@ -184,12 +184,16 @@ impl Inner {
     /// Has a load go on for as long as SageMaker gives it, whether or not its callers wait: they come back. `None` if that
     /// is so already. The handle goes to the request that asked, or back at once where that has left: nobody else may hold
     /// one, since an unload would wait for it.
-    fn keep_loading(self: &Arc<Self>, name: &str) -> Option<oneshot::Receiver<Result<ModelHandle>>> {
+    fn keep_loading(
+        self: &Arc<Self>,
+        name: &str,
+        wanted: Option<Deadline>,
+    ) -> Option<oneshot::Receiver<Result<ModelHandle>>> {
         let kept = KeptGuard::new(self, name)?;
         let (request, loaded) = oneshot::channel();
         let until = Deadline::after(Instant::now(), self.config.endpoint.load_limit);
         drop(tokio::spawn(async move {
-            let handle = kept.inner.server.model(&kept.name, None, until).await;
+            let handle = kept.inner.server.model_for(&kept.name, wanted, until).await;
             drop(kept);
             // Who has left does not want it any more.
             drop(request.send(handle));

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 use hmac::{Hmac, KeyInit, Mac};
-use http::header::{AUTHORIZATION, DATE, HOST};
+use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, HOST};
 use http::{HeaderMap, HeaderName, Method, Uri};
 use sha2::{Digest, Sha256};
 
@@ -138,9 +138,10 @@ impl<'a> Claim<'a> {
         if !self.signed.contains(&HOST.as_str()) {
             return Err(incomplete("SignedHeaders lacks 'host'"));
         }
-        for name in headers.keys().map(HeaderName::as_str) {
-            let steers = name.starts_with("x-amzn-sagemaker-") || name == CONTENT_SHA256.as_str();
-            if steers && !self.signed.contains(&name) {
+        for name in headers.keys() {
+            let is_sagemakers = name.as_str().starts_with("x-amzn-sagemaker-");
+            let steers = is_sagemakers || [CONTENT_SHA256, CONTENT_TYPE, CONTENT_ENCODING].contains(name);
+            if steers && !self.signed.contains(&name.as_str()) {
                 return Err(incomplete(&format!("SignedHeaders lacks '{name}', which the request has")));
             }
         }

@@ -122,6 +122,7 @@ fn a_header_that_is_malformed_is_told_apart_from_one_that_lies() {
         ("content-type;", "authorization;content-type;"),
         ("content-type;", "content-type;date;"),
         ("content-type;", ";"),
+        ("content-type;", ""),
         ("x-amzn-sagemaker-custom-attributes;", ""),
         (";x-amzn-sagemaker-target-model", ""),
         ("Signature=ef", "Signature=EF"),
@@ -136,7 +137,6 @@ fn a_header_that_is_malformed_is_told_apart_from_one_that_lies() {
         ("eu-central-1", "eu-central-2"),
         ("/sagemaker/", "/s3/"),
         ("/20261124/", "/20261123/"),
-        ("content-type;", ""),
         ("Signature=ef", "Signature=fe"),
     ] {
         assert_eq!(code(request.clone().replacing(what, by).check()), Code::InvalidSignature, "{what} -> {by}");
