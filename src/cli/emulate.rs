@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -115,6 +116,9 @@ pub enum CacheSetting {
     Disabled,
 }
 
+/// How long a container may take to answer an invocation: SageMaker's limit.
+const INVOCATION: Duration = Duration::from_secs(60);
+
 /// Between two looks at a container that is starting.
 const PING_AGAIN: Duration = Duration::from_millis(200);
 
@@ -155,13 +159,14 @@ async fn emulate(args: &EmulateArgs, stop: CancellationToken, ready: impl FnOnce
     let container = Container::parse(&args.container)?;
     let repository = open_models(args, &runtime)?;
     let inside = args.container_work_dir.as_deref();
-    let store = Store::open(repository, &args.work_dir, inside, args.tar_gz_only, runtime.clone())?;
+    let (store, left) = Store::open(repository, &args.work_dir, inside, args.tar_gz_only, runtime.clone())?;
     let socket = bind(args.port)?;
     let loads = std::thread::available_parallelism().map_or(LOADS, |cores| cores.get().max(LOADS));
     let settings = Settings {
         load_wait: Duration::from_millis(args.load_wait_ms),
         load_limit: Duration::from_millis(args.load_limit_ms),
         unload_limit: Duration::from_millis(args.unload_limit_ms),
+        invocation: INVOCATION,
         keeps: args.cache_setting == CacheSetting::Enabled,
         loads,
         caps: Caps { models: args.max_models.map(|most| most as usize), disk: args.disk_capacity },
@@ -171,6 +176,10 @@ async fn emulate(args: &EmulateArgs, stop: CancellationToken, ready: impl FnOnce
     match stop.run_until_cancelled(started).await {
         Some(started) => started?,
         None => return Ok(()),
+    }
+    let limit = Duration::from_millis(args.unload_limit_ms);
+    if stop.run_until_cancelled(unload_left(&platform, left, limit)).await.is_none() {
+        return Ok(());
     }
     let failed = |error| Error::internal("cannot listen").with_source(error);
     let listener = socket.listen(BACKLOG).map_err(failed)?;
@@ -230,6 +239,18 @@ async fn wait_for_container(container: &Container, limit: Duration) -> Result<()
         ),
     }
     Ok(())
+}
+
+/// Has the container unload what an emulator that was killed had it load: nobody else would.
+async fn unload_left(platform: &Platform, left: Vec<String>, limit: Duration) {
+    let unloads = stream::iter(left).for_each_concurrent(LOADS, |hash| async move {
+        // Of its model's name nothing is known.
+        match platform.remove_from_container(&hash, &hash, limit).await {
+            Ok(()) => tracing::info!(hash, "unloaded what an earlier run has left"),
+            Err(error) => tracing::warn!(hash, error, "cannot unload what an earlier run has left"),
+        }
+    });
+    unloads.await;
 }
 
 fn open_models(args: &EmulateArgs, runtime: &Handle) -> Result<Arc<dyn ModelRepository>> {

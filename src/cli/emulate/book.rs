@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::files::Placed;
 use crate::frontend::sagemaker::failure::ServiceError;
@@ -16,6 +18,9 @@ pub(super) type Signal = watch::Receiver<Outcome>;
 
 /// Tells an [`Outcome`].
 pub(super) type Promise = watch::Sender<Outcome>;
+
+/// How long a model that would not go is not asked to leave again.
+const STUCK: Duration = Duration::from_secs(10);
 
 /// What the endpoint's volume and the emulator's user allow.
 #[derive(Clone, Copy, Debug, Default)]
@@ -91,9 +96,16 @@ struct Model {
     /// Whether it counts against [`Caps::models`].
     admitted: bool,
     bytes: u64,
-    /// The container would not let go of it.
-    stuck: bool,
+    /// The container would not let go of it: it is not asked to before then.
+    stuck_until: Option<Instant>,
     placed: Option<Placed>,
+}
+
+impl Model {
+    /// Whether the container may be asked to unload it, users aside.
+    fn may_leave(&self, now: Instant) -> bool {
+        matches!(self.stage, Stage::Loaded) && self.stuck_until.is_none_or(|until| now >= until)
+    }
 }
 
 /// See the module.
@@ -144,7 +156,7 @@ impl Book {
             last_use: self.clock,
             admitted: false,
             bytes: 0,
-            stuck: false,
+            stuck_until: None,
             placed: None,
         };
         let seat = Seat { target: Arc::clone(target), id: model.id, load: model.load };
@@ -189,20 +201,20 @@ impl Book {
         self.clock += 1;
         let now = self.clock;
         if let Some(model) = self.model(seat) {
-            (model.stage, model.last_use, model.stuck) = (Stage::Loaded, now, false);
+            (model.stage, model.last_use, model.stuck_until) = (Stage::Loaded, now, None);
         }
     }
 
     /// Gives a seat back. With `leave`, the last one to go takes the model with it.
-    pub(super) fn release(&mut self, seat: &Seat, leave: bool) -> Option<Victim> {
+    pub(super) fn release(&mut self, seat: &Seat, leave: bool, now: Instant) -> Option<Victim> {
         let model = self.model(seat)?;
         model.users = model.users.saturating_sub(1);
-        let goes = leave && model.users == 0 && matches!(model.stage, Stage::Loaded) && !model.stuck;
+        let goes = leave && model.users == 0 && model.may_leave(now);
         if goes { self.leave(&seat.target.clone()) } else { None }
     }
 
     /// A place in the container for a model that is loading.
-    pub(super) fn admit(&mut self, seat: &Seat) -> Room {
+    pub(super) fn admit(&mut self, seat: &Seat, now: Instant) -> Room {
         let admitted = self.models.values().filter(|model| model.admitted).count();
         let fits = self.caps.models.is_none_or(|most| admitted < most);
         match self.model(seat) {
@@ -210,12 +222,12 @@ impl Book {
                 model.admitted = true;
                 Room::Granted
             }
-            _ => self.make_room(),
+            _ => self.make_room(now),
         }
     }
 
     /// So many bytes more on the disk for a model that is loading.
-    pub(super) fn take(&mut self, seat: &Seat, bytes: u64) -> Room {
+    pub(super) fn take(&mut self, seat: &Seat, bytes: u64, now: Instant) -> Room {
         let most = self.caps.disk.unwrap_or(u64::MAX);
         let all = self.models.values().fold(bytes, |sum, model| sum.saturating_add(model.bytes));
         match self.model(seat) {
@@ -224,13 +236,13 @@ impl Book {
                 model.bytes += bytes;
                 Room::Granted
             }
-            _ => self.make_room(),
+            _ => self.make_room(now),
         }
     }
 
     /// Chooses who leaves; never [`Room::Granted`].
-    pub(super) fn make_room(&mut self) -> Room {
-        let idle = self.models.iter().filter(|(_, model)| matches!(model.stage, Stage::Loaded) && !model.stuck);
+    pub(super) fn make_room(&mut self, now: Instant) -> Room {
+        let idle = self.models.iter().filter(|(_, model)| model.may_leave(now));
         let chosen = least_recent(idle.map(|(target, model)| (Arc::clone(target), model.users, model.last_use)));
         if let Some(victim) = chosen.and_then(|target| self.leave(&target)) {
             return Room::Unload(victim);
@@ -242,10 +254,11 @@ impl Book {
         leaving.map_or(Room::Nobody, Room::Wait)
     }
 
-    /// It would not go: it stays, and is not asked to leave again before its next load.
-    pub(super) fn stays(&mut self, seat: &Seat) {
+    /// It would not go: it stays, and is not asked to leave again for a while. What kept it may pass without a load of its
+    /// own: a container that starts again behind a proxy, a request that was lost.
+    pub(super) fn stays(&mut self, seat: &Seat, now: Instant) {
         if let Some(model) = self.model(seat) {
-            (model.stage, model.stuck) = (Stage::Loaded, true);
+            (model.stage, model.stuck_until) = (Stage::Loaded, Some(now + STUCK));
         }
     }
 
@@ -294,14 +307,14 @@ mod tests {
     fn load(book: &mut Book, target: &str) -> Seat {
         let Found::Absent(seat, promise, _) = book.ask(&target.into()) else { panic!("{target} is there") };
         book.unpacked(&seat, Placed { hash: target.into(), folder: PathBuf::from(target), bytes: 1 });
-        assert!(matches!(book.admit(&seat), Room::Granted));
+        assert!(matches!(book.admit(&seat, Instant::now()), Room::Granted));
         book.loaded(&seat);
         promise.send_replace(Some(Ok(())));
         seat
     }
 
     fn victim(book: &mut Book) -> Option<String> {
-        match book.make_room() {
+        match book.make_room(Instant::now()) {
             Room::Unload(victim) => Some(victim.seat.target.as_ref().to_owned()),
             _ => None,
         }
@@ -311,17 +324,17 @@ mod tests {
     fn the_idle_model_that_was_used_longest_ago_leaves_first() {
         let mut book = Book::default();
         let seats: Vec<_> = ["a", "b", "c"].into_iter().map(|target| load(&mut book, target)).collect();
-        assert!(matches!(book.make_room(), Room::Nobody), "all are in use");
+        assert!(matches!(book.make_room(Instant::now()), Room::Nobody), "all are in use");
         for seat in &seats {
-            assert!(book.release(seat, false).is_none());
+            assert!(book.release(seat, false, Instant::now()).is_none());
         }
         let Found::Ready(again) = book.ask(&"a".into()) else { panic!("a is not ready") };
-        book.release(&again, false);
+        book.release(&again, false, Instant::now());
         assert_eq!(victim(&mut book).as_deref(), Some("b"));
         assert_eq!(victim(&mut book).as_deref(), Some("c"));
         let Found::Ready(held) = book.ask(&"a".into()) else { panic!("a is not ready") };
-        assert!(matches!(book.make_room(), Room::Wait(_)), "a is in use, b and c are on their way out");
-        book.release(&held, false);
+        assert!(matches!(book.make_room(Instant::now()), Room::Wait(_)), "a is in use, b and c are on their way out");
+        book.release(&held, false, Instant::now());
         assert_eq!(victim(&mut book).as_deref(), Some("a"));
     }
 
@@ -331,28 +344,33 @@ mod tests {
         let Found::Absent(first, ..) = book.ask(&"a".into()) else { panic!("a is there") };
         let Found::Loading(second, _) = book.ask(&"a".into()) else { panic!("a is not loading") };
         book.unpacked(&first, Placed { hash: "a".into(), folder: PathBuf::from("a"), bytes: 1 });
-        assert!(matches!(book.make_room(), Room::Nobody), "what is loading does not leave");
+        assert!(matches!(book.make_room(Instant::now()), Room::Nobody), "what is loading does not leave");
         book.loaded(&first);
-        book.release(&first, false);
-        assert!(matches!(book.make_room(), Room::Nobody), "the second is about to call it");
-        book.release(&second, false);
+        book.release(&first, false, Instant::now());
+        assert!(matches!(book.make_room(Instant::now()), Room::Nobody), "the second is about to call it");
+        book.release(&second, false, Instant::now());
         assert_eq!(victim(&mut book).as_deref(), Some("a"));
     }
 
     #[test]
-    fn a_model_that_does_not_go_is_not_asked_again_before_its_next_load() {
+    fn a_model_that_does_not_go_is_not_asked_again_for_a_while_or_before_its_next_load() {
         let mut book = Book::default();
         let seat = load(&mut book, "a");
-        book.release(&seat, false);
-        let Room::Unload(leaving) = book.make_room() else { panic!("nobody leaves") };
+        let now = Instant::now();
+        book.release(&seat, false, now);
+        let Room::Unload(leaving) = book.make_room(now) else { panic!("nobody leaves") };
         assert!(matches!(book.ask(&"a".into()), Found::Leaving(_)));
-        book.stays(&leaving.seat);
-        assert!(matches!(book.make_room(), Room::Nobody));
+        book.stays(&leaving.seat, now);
+        assert!(matches!(book.make_room(now + STUCK - Duration::from_millis(1)), Room::Nobody));
         let Found::Ready(seat) = book.ask(&"a".into()) else { panic!("a is not ready") };
         let Some(Found::Absent(seat, ..)) = book.lost(&seat) else { panic!("the load is not lost") };
         book.loaded(&seat);
-        book.release(&seat, false);
-        assert_eq!(victim(&mut book).as_deref(), Some("a"));
+        book.release(&seat, false, now);
+        let Room::Unload(leaving) = book.make_room(now) else { panic!("a new load does not leave") };
+        book.stays(&leaving.seat, now);
+        assert!(matches!(book.make_room(now), Room::Nobody));
+        let Room::Unload(leaving) = book.make_room(now + STUCK) else { panic!("it is stuck for good") };
+        assert_eq!(&*leaving.seat.target, "a");
     }
 
     #[test]
@@ -366,25 +384,34 @@ mod tests {
         assert!(matches!(book.lost(&second), Some(Found::Ready(_))));
         book.remove(&first);
         let new = load(&mut book, "a");
-        assert!(book.lost(&second).is_none() && book.release(&second, true).is_none());
-        assert!(matches!(book.make_room(), Room::Nobody), "the new model is still in use");
-        assert!(book.release(&new, true).is_some());
+        assert!(book.lost(&second).is_none() && book.release(&second, true, Instant::now()).is_none());
+        assert!(matches!(book.make_room(Instant::now()), Room::Nobody), "the new model is still in use");
+        assert!(book.release(&new, true, Instant::now()).is_some());
     }
 
     #[test]
     fn caps_count_what_is_leaving_until_it_is_gone_and_what_never_fits_evicts_nobody() {
         let mut book = Book::new(Caps { models: Some(1), disk: Some(10) });
         let a = load(&mut book, "a");
-        assert!(matches!(book.take(&a, 8), Room::Granted));
+        assert!(matches!(book.take(&a, 8, Instant::now()), Room::Granted));
         let Found::Absent(b, ..) = book.ask(&"b".into()) else { panic!("b is there") };
-        assert!(matches!(book.admit(&b), Room::Nobody) && matches!(book.take(&b, 3), Room::Nobody));
-        book.release(&a, false);
-        assert!(matches!(book.take(&b, 11), Room::TooLarge));
-        let Room::Unload(victim) = book.admit(&b) else { panic!("nobody leaves") };
-        assert!(matches!(book.admit(&b), Room::Wait(_)) && matches!(book.take(&b, 3), Room::Wait(_)));
+        assert!(
+            matches!(book.admit(&b, Instant::now()), Room::Nobody)
+                && matches!(book.take(&b, 3, Instant::now()), Room::Nobody)
+        );
+        book.release(&a, false, Instant::now());
+        assert!(matches!(book.take(&b, 11, Instant::now()), Room::TooLarge));
+        let Room::Unload(victim) = book.admit(&b, Instant::now()) else { panic!("nobody leaves") };
+        assert!(
+            matches!(book.admit(&b, Instant::now()), Room::Wait(_))
+                && matches!(book.take(&b, 3, Instant::now()), Room::Wait(_))
+        );
         book.remove(&victim.seat);
-        assert!(matches!(book.admit(&b), Room::Granted) && matches!(book.admit(&b), Room::Granted));
-        assert!(matches!(book.take(&b, 10), Room::Granted));
+        assert!(
+            matches!(book.admit(&b, Instant::now()), Room::Granted)
+                && matches!(book.admit(&b, Instant::now()), Room::Granted)
+        );
+        assert!(matches!(book.take(&b, 10, Instant::now()), Room::Granted));
     }
 
     proptest! {
@@ -422,12 +449,12 @@ mod tests {
                     }
                     (2, Some(place)) => {
                         if let Some(seat) = list[place].1.pop() {
-                            book.release(&seat, false);
+                            book.release(&seat, false, Instant::now());
                         }
                     }
                     (3, _) => {
                         let expected = list.iter().position(|(_, seats)| seats.is_empty());
-                        match book.make_room() {
+                        match book.make_room(Instant::now()) {
                             Room::Unload(victim) => {
                                 let (name, _) = list.remove(expected.unwrap());
                                 prop_assert_eq!(&*victim.seat.target, name);

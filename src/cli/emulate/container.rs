@@ -193,6 +193,11 @@ impl Container {
         self.ask(Method::POST, &format!("/models/{hash}/invoke"), headers, call.body.clone(), limit).await
     }
 
+    /// Drops the connections that wait: the next request is made over a new one.
+    pub(super) fn hang_up(&self) {
+        self.idle.lock().clear();
+    }
+
     async fn ask(
         &self,
         method: Method,

@@ -25,6 +25,9 @@ const MODEL: &str = "model";
 /// Lies beside it and says that the folder above is ours to delete.
 const MARK: &str = ".roundhouse-emulate";
 
+/// Is written into the work directory at the start, and removed: whether it can be written.
+const PROBE: &str = ".roundhouse-emulate-probe";
+
 /// What a folder on its way ends with.
 const PARTIAL: &str = ".partial";
 
@@ -59,17 +62,18 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Opens the work directory and deletes what an emulator that was killed has left in it. Blocking.
+    /// Opens the work directory and deletes what an emulator that was killed has left in it. With the hashes of that, which
+    /// the container may still have. Blocking.
     ///
     /// # Errors
-    /// `InvalidArgument` for a folder that cannot be used, or that another emulator uses.
+    /// `InvalidArgument` for a folder that cannot be used or written, or that another emulator uses.
     pub(super) fn open(
         repository: Arc<dyn ModelRepository>,
         root: &Path,
         inside: Option<&Path>,
         only_tar_gz: bool,
         runtime: Handle,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Vec<String>)> {
         let failed = |error: io::Error| {
             Error::invalid(format!("cannot use the folder {}: name another one with --work-dir", root.display()))
                 .with_source(error)
@@ -87,15 +91,29 @@ impl Store {
             )),
             other => failed(other.into()),
         })?;
+        let probe = root.join(PROBE);
+        fs::write(&probe, "").and_then(|()| fs::remove_file(&probe)).map_err(|error| {
+            Error::invalid(format!(
+                "cannot write into {}: give this user the right to, or name another folder with --work-dir",
+                root.display()
+            ))
+            .with_source(error)
+        })?;
+        let mut left = Vec::new();
         for entry in root.read_dir().map_err(failed)?.flatten() {
-            if entry.file_name().to_str().is_some_and(is_ours) && entry.path().join(MARK).exists() {
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if is_ours(&name) && entry.path().join(MARK).exists() {
                 tracing::info!(folder = %entry.path().display(), "deleting what an earlier run has left");
-                fs::remove_dir_all(entry.path()).map_err(failed)?;
+                remove(&entry.path()).map_err(failed)?;
+                // What was still on its way no container has been told of.
+                if !name.ends_with(PARTIAL) {
+                    left.push(name);
+                }
             }
         }
         let downloader = Downloader::new(Arc::clone(&repository), DownloadOptions::default(), runtime.clone());
         let inside = inside.unwrap_or(&root).to_owned();
-        Ok(Self { repository, downloader, runtime, root, inside, only_tar_gz, _lock: lock })
+        Ok((Self { repository, downloader, runtime, root, inside, only_tar_gz, _lock: lock }, left))
     }
 
     /// The folder that the container is told to load.
@@ -148,11 +166,7 @@ impl Store {
     /// Deletes a model's folder; what cannot be deleted is logged.
     pub(super) async fn delete(&self, folder: &Path) {
         let folder = folder.to_owned();
-        let deleted = self.blocking(move || match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(disk_error(error)),
-            _ => Ok(()),
-        });
-        if let Err(error) = deleted.await {
+        if let Err(error) = self.blocking(move || remove(&folder).map_err(disk_error)).await {
             tracing::warn!(error = %error.report(), "cannot delete a model's files");
         }
     }
@@ -231,11 +245,22 @@ fn is_ours(name: &str) -> bool {
     hash.len() == DIGITS && hash.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
+/// Deletes a model's folder, if it is there. The mark goes last: what stays after a failure is known as ours later.
+fn remove(folder: &Path) -> io::Result<()> {
+    for part in [&folder.join(MODEL), folder] {
+        match fs::remove_dir_all(part) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Makes the folder of a model on its way, and the room for its last name.
 fn make(partial: &Path, last: &Path) -> Result<()> {
     for stale in [partial, last] {
         if stale.join(MARK).exists() {
-            fs::remove_dir_all(stale).map_err(disk_error)?;
+            remove(stale).map_err(disk_error)?;
         }
     }
     if last.exists() {
@@ -290,6 +315,10 @@ mod tests {
     use crate::repository::local::Local;
 
     fn store(models: &Path, root: &Path, only_tar_gz: bool) -> Result<Store> {
+        open(models, root, only_tar_gz).map(|(store, _)| store)
+    }
+
+    fn open(models: &Path, root: &Path, only_tar_gz: bool) -> Result<(Store, Vec<String>)> {
         Store::open(Arc::new(Local::open(models).unwrap()), root, None, only_tar_gz, Handle::current())
     }
 
@@ -383,10 +412,40 @@ mod tests {
         let foreign = "f".repeat(DIGITS);
         fs::create_dir(work.path().join(&foreign)).unwrap();
         fs::create_dir(work.path().join("mine")).unwrap();
-        let second = store(models.path(), work.path(), false).unwrap();
+        let partial = work.path().join(format!("{}{PARTIAL}", "e".repeat(DIGITS)));
+        fs::create_dir(&partial).unwrap();
+        fs::write(partial.join(MARK), "").unwrap();
+        let (second, left) = open(models.path(), work.path(), false).unwrap();
+        assert_eq!(left, [placed.hash.as_ref()], "what the container may have");
         assert_eq!(names(work.path()), [foreign.as_str(), "mine"]);
         // One that is in the way is not deleted either.
         fs::create_dir(work.path().join(&*placed.hash)).unwrap();
         assert!(fetch(&second, "plain").await.unwrap_err().report().contains("--work-dir"));
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_written_is_an_error_at_the_start() {
+        let (models, work) = (models(), tempfile::tempdir().unwrap());
+        // Permissions do not hold back who runs tests as root.
+        fs::create_dir(work.path().join(PROBE)).unwrap();
+        let error = store(models.path(), work.path(), false).map(|_| ()).unwrap_err();
+        assert!(error.report().contains("cannot write into"), "{}", error.report());
+        fs::remove_dir(work.path().join(PROBE)).unwrap();
+        store(models.path(), work.path(), false).unwrap();
+        assert_eq!(names(work.path()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_deletion_that_fails_leaves_the_mark_for_the_next_one() {
+        let work = tempfile::tempdir().unwrap();
+        fs::write(work.path().join(MARK), "").unwrap();
+        // No folder: it cannot be deleted as one.
+        fs::write(work.path().join(MODEL), "").unwrap();
+        remove(work.path()).unwrap_err();
+        assert!(work.path().join(MARK).exists());
+        fs::remove_file(work.path().join(MODEL)).unwrap();
+        remove(work.path()).unwrap();
+        assert!(!work.path().exists());
+        remove(work.path()).unwrap();
     }
 }

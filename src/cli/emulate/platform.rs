@@ -19,9 +19,6 @@ use crate::artifact::Space;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::sagemaker::failure::{Code, Original, ServiceError};
 
-/// How long an answer of the container may take.
-const INVOCATION: Duration = Duration::from_secs(60);
-
 /// How long unloading may take when the emulator ends.
 const LAST_UNLOAD: Duration = Duration::from_secs(30);
 
@@ -43,6 +40,8 @@ pub(super) struct Settings {
     pub(super) load_wait: Duration,
     /// How long a load may take, the fetch included.
     pub(super) load_limit: Duration,
+    /// How long an answer of the container may take, calls anew for want of room included.
+    pub(super) invocation: Duration,
     /// How long an unload may take.
     pub(super) unload_limit: Duration,
     /// Whether models stay between invocations.
@@ -77,7 +76,7 @@ struct Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let inner = &self.platform.0;
-        let victim = inner.book.lock().release(&self.seat, !inner.settings.keeps);
+        let victim = inner.book.lock().release(&self.seat, !inner.settings.keeps, Instant::now());
         if let Some(victim) = victim {
             let platform = self.platform.clone();
             inner.tasks.spawn_on(async move { platform.unload(victim).await }, &inner.runtime);
@@ -95,7 +94,7 @@ struct Purse {
 impl Space for Purse {
     fn take(&mut self, bytes: u64) -> Result<()> {
         let inner = &self.platform.0;
-        let granted = self.platform.room(|book| book.take(&self.seat, bytes));
+        let granted = self.platform.room(|book| book.take(&self.seat, bytes, Instant::now()));
         let granted = inner.runtime.block_on(self.cancel.run_until_cancelled(granted));
         match granted {
             None => Err(Error::not_ready("the load was given up")),
@@ -154,12 +153,16 @@ impl Platform {
     /// # Errors
     /// As the runtime API has them.
     pub(super) async fn invoke(&self, target: &str, call: &Invocation) -> Result<Answer, ServiceError> {
-        let inner = &self.0;
+        let (inner, limit) = (&self.0, self.0.settings.invocation);
         let until = Instant::now() + inner.settings.load_wait;
         let (mut lease, mut placed) = self.acquire(&target.into(), until).await?;
-        let mut was_lost = false;
+        let (mut was_lost, mut last) = (false, None);
+        let mut end = Instant::now() + limit;
         loop {
-            let answer = inner.container.invoke(&placed.hash, target, call, INVOCATION).await;
+            let answer = timeout_at(end, inner.container.invoke(&placed.hash, target, call, limit)).await;
+            let Ok(answer) = answer else {
+                return Err(last.as_ref().map_or_else(|| Silence::Late(limit).error(), model_error));
+            };
             let answer = answer.map_err(|silence| silence.error())?;
             match answer.status.as_u16() {
                 status if (200..300).contains(&status) => return Ok(answer),
@@ -167,8 +170,9 @@ impl Platform {
                     was_lost = true;
                     tracing::warn!(target_model = target, hash = %placed.hash, "the container has forgotten the model");
                     (lease, placed) = self.again(lease, until).await?;
+                    end = Instant::now() + limit;
                 }
-                NO_ROOM if self.evict_one().await => {}
+                NO_ROOM if timeout_at(end, self.evict_one()).await.unwrap_or(false) => last = Some(answer),
                 _ => return Err(model_error(&answer)),
             }
         }
@@ -331,7 +335,7 @@ impl Platform {
             // The files are still there where the container has forgotten a model.
             Some((_, placed)) => placed,
             None => {
-                let admitted = self.room(|book| book.admit(seat));
+                let admitted = self.room(|book| book.admit(seat, Instant::now()));
                 match cancel.run_until_cancelled(admitted).await.ok_or_else(cancelled)? {
                     Granted::Yes => {}
                     Granted::Nobody | Granted::Never => return Err(no_room(&seat.target, "--max-models").into()),
@@ -383,7 +387,7 @@ impl Platform {
     /// Unloads the least recently used model that nobody uses, or waits for one that is on its way out; whether one went.
     async fn evict_one(&self) -> bool {
         loop {
-            let room = self.0.book.lock().make_room();
+            let room = self.0.book.lock().make_room(Instant::now());
             match room {
                 Room::Unload(_) | Room::Wait(_) => {
                     if self.follow(room).await {
@@ -427,7 +431,7 @@ impl Platform {
             }
             Err(text) => {
                 tracing::warn!(target_model = &*seat.target, %hash, error = text, "the container does not unload");
-                inner.book.lock().stays(&seat);
+                inner.book.lock().stays(&seat, Instant::now());
                 Err(ServiceError::new(Code::Internal, text))
             }
         };
@@ -435,8 +439,15 @@ impl Platform {
     }
 
     /// `DELETE`, and what went wrong. What the container does not know is gone.
-    async fn remove_from_container(&self, hash: &str, target: &str, limit: Duration) -> Result<(), String> {
-        match self.0.container.unload(hash, target, limit).await {
+    pub(super) async fn remove_from_container(&self, hash: &str, target: &str, limit: Duration) -> Result<(), String> {
+        let (container, begun) = (&self.0.container, Instant::now());
+        let mut answer = container.unload(hash, target, limit).await;
+        if let Err(Silence::Broken(_) | Silence::Unreachable(_)) = answer {
+            // Asked twice it does no harm, and a connection from before a restart says nothing of the container.
+            container.hang_up();
+            answer = container.unload(hash, target, limit.saturating_sub(begun.elapsed())).await;
+        }
+        match answer {
             Ok(answer) if answer.status.is_success() || answer.status.as_u16() == 404 => Ok(()),
             Ok(answer) => Err(model_error(&answer).message),
             Err(Silence::Refused) => Ok(()),

@@ -310,6 +310,31 @@ async fn nobody_is_served_before_the_container_pings_and_one_that_never_does_is_
 }
 
 #[tokio::test]
+async fn what_a_killed_emulator_left_is_unloaded_before_anybody_is_served() {
+    let fake = Fake::start().await;
+    let (models, work) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut left = ["0", "1", "2"].map(|digit| digit.repeat(32));
+    for hash in &left {
+        fs::create_dir_all(work.path().join(hash).join("model")).unwrap();
+        fs::write(work.path().join(hash).join(".roundhouse-emulate"), "").unwrap();
+    }
+    // Neither one that does not go nor a broken connection keeps it from starting.
+    fake.script(Operation::Unload, &left[0], [Script::Status(500, "busy")]);
+    fake.script(Operation::Unload, &left[1], [Script::Cut]);
+    let url = format!("http://{}", fake.address);
+    let (models_at, work_at) = (models.path().to_str().unwrap(), work.path().to_str().unwrap());
+    let args = args(&["--container", &url, "--models", models_at, "--work-dir", work_at, "--port", "0"]).unwrap();
+    let stop = CancellationToken::new();
+    emulate(&args, stop.clone(), |_| stop.cancel()).await.unwrap();
+    let mut asked = fake.targets(Operation::Unload);
+    asked.sort();
+    asked.dedup();
+    left.sort();
+    assert_eq!((asked, fake.asked(Operation::Unload).len()), (left.to_vec(), 4), "the broken one twice");
+    assert_eq!(work.path().read_dir().unwrap().count(), 0);
+}
+
+#[tokio::test]
 async fn the_port_file_says_where_it_listens_and_a_port_that_is_taken_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let ports = folder.path().join("ports.json");

@@ -1,6 +1,7 @@
 //! Who leaves for whom, and what happens where nobody can.
 
 use super::*;
+use crate::cli::emulate::container::Invocation;
 
 #[tokio::test]
 async fn where_the_container_is_full_the_least_recently_used_leaves_with_its_files() {
@@ -74,6 +75,61 @@ async fn a_call_without_room_has_others_leave_and_is_made_again() {
     scene.fake.script(Operation::Invoke, "a", [Script::Status(507, "out of memory")]);
     let body = scene.call("a").await.error(424, "ModelError");
     assert_eq!((&body["OriginalStatusCode"], &body["OriginalMessage"]), (&507.into(), &"out of memory".into()));
+    scene.finish().await;
+}
+
+#[tokio::test]
+async fn a_call_that_waits_too_long_for_room_is_answered_what_the_container_said() {
+    let call = Invocation { content_type: None, accept: None, custom_attributes: None, body: Bytes::new() };
+    // Where a machine is so slow that the limit ends the call before there is an answer, a longer one is tried.
+    for limit in [200, 2000, 20_000].map(Duration::from_millis) {
+        let (fake, models, work) = (Fake::start().await, tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for name in ["a", "b"] {
+            fs::create_dir_all(models.path().join(name).join("1")).unwrap();
+            fs::write(models.path().join(name).join("config.pbtxt"), "backend: \"identity\"").unwrap();
+        }
+        let container = Container::parse(&format!("http://{}", fake.address)).unwrap();
+        let repository = Arc::new(Local::open(models.path()).unwrap());
+        let (store, _) = Store::open(repository, work.path(), None, false, Handle::current()).unwrap();
+        let settings = Settings {
+            load_wait: LONG,
+            load_limit: LONG,
+            invocation: limit,
+            unload_limit: LONG,
+            keeps: true,
+            loads: 1,
+            caps: Caps::default(),
+        };
+        let platform = Platform::new(container, store, settings, Handle::current());
+        if platform.invoke("a", &call).await.is_err() {
+            platform.shut_down().await;
+            continue;
+        }
+        fake.script(Operation::Invoke, "b", [Script::Status(507, "out of memory")]);
+        fake.script(Operation::Unload, "a", [Script::Gated]);
+        let error = tokio::time::timeout(LONG, platform.invoke("b", &call)).await.unwrap().unwrap_err();
+        let asked = fake.targets(Operation::Unload);
+        fake.release(1);
+        platform.shut_down().await;
+        if !asked.is_empty() {
+            let original = error.original.unwrap();
+            assert_eq!((original.status, original.message.as_str()), (507, "out of memory"));
+            return;
+        }
+    }
+    panic!("no eviction began");
+}
+
+#[tokio::test]
+async fn an_unload_whose_connection_breaks_is_asked_for_again() {
+    let scene = Scene::start(&["--max-models", "1"]).await;
+    scene.call("a").await.ok();
+    scene.fake.script(Operation::Unload, "a", [Script::Cut]);
+    scene.call("b").await.ok();
+    assert_eq!(
+        (scene.fake.targets(Operation::Unload), scene.fake.loaded()),
+        (vec!["a".to_owned(); 2], vec!["b".to_owned()])
+    );
     scene.finish().await;
 }
 
