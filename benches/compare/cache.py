@@ -492,27 +492,29 @@ def optimised(options, folder):
 # ---- All of it -------------------------------------------------------------------------------------------------------
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS) + "; all by default")
+def run(parts, doc, more=()):
+    """Measures the parts that the command line asks for, as tables with their targets; 1 where a target is missed."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts) + "; all by default")
     parser.add_argument("--secs", type=float, default=3, help="seconds of load a measurement (3)")
     parser.add_argument("--rounds", type=int, default=5, help="how often two are compared (5)")
-    parser.add_argument("--thrash-secs", type=float, default=60, help="seconds of `thrash` (60; 300 for the record)")
+    for flag, settings in more:
+        parser.add_argument(flag, **settings)
     parser.add_argument("--quick", action="store_true", help="few and small: whether it works at all")
     parser.add_argument(
         "--roundhouse", default=harness.default_binary(), metavar="PATH", help="our binary (target/release/roundhouse)"
     )
     parser.add_argument("--out", metavar="FILE", help="append JSON lines")
     options = parser.parse_args()
-    if unknown := set(options.parts) - set(PARTS):
+    if unknown := set(options.parts) - set(parts):
         parser.error(f"unknown parts {sorted(unknown)}")
     missed = 0
-    for part in options.parts or PARTS:
+    for part in options.parts or parts:
         print(f"{part} ... (load average {os.getloadavg()[0]:.2f})", file=sys.stderr, flush=True)
         lines = []
-        with tempfile.TemporaryDirectory(prefix="cache-", dir=harness.target_folder()) as folder:
+        with tempfile.TemporaryDirectory(prefix=f"{part}-", dir=harness.target_folder()) as folder:
             try:
-                for what, figure, target, relation in globals()[part](options, folder):
+                for what, figure, target, relation in parts[part](options, folder):
                     is_met = target is None or (figure <= target if relation == "<=" else figure >= target)
                     missed += not is_met
                     shown = figure if isinstance(figure, str) else f"{figure:.4g}"
@@ -531,4 +533,6 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    thrash_secs = {"type": float, "default": 60, "help": "seconds of `thrash` (60; 300 for the record)"}
+    parts = {part: globals()[part] for part in PARTS}
+    sys.exit(run(parts, __doc__, [("--thrash-secs", thrash_secs)]))

@@ -15,7 +15,6 @@ listing   GET /models with 10,000 models in memory, page by page
 Standard library only; see README.md. The exit status is 1 where a target is missed.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -24,14 +23,12 @@ import shutil
 import socket
 import statistics
 import sys
-import tempfile
 import threading
 import time
 
 import harness
 import made
-from cache import IDENTITY, MIB, Client, index_body, residency, server_of
-from compare import table
+from cache import IDENTITY, MIB, Client, index_body, residency, run, server_of
 from harness import Cores, Died
 
 PARTS = ("patterns", "unloads", "loading", "overhead", "listing")
@@ -484,45 +481,5 @@ def listing(options, folder):
         server.stop()
 
 
-# ---- All of it -------------------------------------------------------------------------------------------------------
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS) + "; all by default")
-    parser.add_argument("--secs", type=float, default=3, help="seconds of load a measurement (3)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often two are compared (5)")
-    parser.add_argument("--quick", action="store_true", help="few and small: whether it works at all")
-    parser.add_argument(
-        "--roundhouse", default=harness.default_binary(), metavar="PATH", help="our binary (target/release/roundhouse)"
-    )
-    parser.add_argument("--out", metavar="FILE", help="append JSON lines")
-    options = parser.parse_args()
-    if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"unknown parts {sorted(unknown)}")
-    missed = 0
-    for part in options.parts or PARTS:
-        print(f"{part} ... (load average {os.getloadavg()[0]:.2f})", file=sys.stderr, flush=True)
-        lines = []
-        with tempfile.TemporaryDirectory(prefix="mme-", dir=harness.target_folder()) as folder:
-            try:
-                for what, figure, target, relation in globals()[part](options, folder):
-                    is_met = target is None or (figure <= target if relation == "<=" else figure >= target)
-                    missed += not is_met
-                    shown = figure if isinstance(figure, str) else f"{figure:.4g}"
-                    goal = "" if target is None else f"{relation} {target}"
-                    lines.append((part, what, shown, goal, "" if is_met else "MISSED"))
-                    if options.out:
-                        row = {"part": part, "what": what, "figure": figure, "target": target, "met": is_met}
-                        with open(options.out, "a", encoding="utf-8") as file:
-                            file.write(json.dumps(row) + "\n")
-            except (Died, OSError) as why:
-                missed += 1
-                lines.append((part, f"FAILED: {why}", "", "", "MISSED"))
-        table(("part", "what", "figure", "target", ""), lines)
-        print(flush=True)
-    return int(missed > 0)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run({part: globals()[part] for part in PARTS}, __doc__))

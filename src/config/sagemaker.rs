@@ -49,6 +49,19 @@ pub enum InferenceType {
     GenerateStream,
 }
 
+impl InferenceType {
+    /// By the name that NVIDIA's container and model configurations have for it.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "infer" => Some(Self::Infer),
+            "generate" => Some(Self::Generate),
+            "generate_stream" | "generate-stream" => Some(Self::GenerateStream),
+            _ => None,
+        }
+    }
+}
+
 /// What `GET /ping` speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -67,6 +67,7 @@ pub(super) fn load_version(plan: &Plan, version: Version, began: Instant, home: 
             .as_ref()
             .map_or(Duration::ZERO, |batching| batching.default_queue_policy.default_timeout),
         max_batch_size: u64::from(config.max_batch_size),
+        inference_type: plan.inference_type,
         config: Arc::new(config),
         inputs,
         outputs,

@@ -15,6 +15,7 @@ use super::loader::Loader;
 use super::residency::{Retention, Tier};
 use crate::backend::{Model, ModelMemory};
 use crate::cache::memory_pool::{MemoryLease, MemoryPool, Uses};
+use crate::config::sagemaker::InferenceType;
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
 use crate::inference::{ModelId, Version};
@@ -56,6 +57,8 @@ pub struct LoadedVersion {
     pub output_indexes: SmallVec<[usize; 4]>,
     /// The largest batch; 0 where tensors have no batch dimension of the server's.
     pub max_batch_size: u64,
+    /// How the bodies of its invocations are read on SageMaker's port, where its configuration says so.
+    pub inference_type: Option<InferenceType>,
     /// How long a request may wait where neither it nor the server says less; zero for no limit of the model's.
     pub default_timeout: Duration,
     /// Where it runs.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::loader::{DevicePlace, Loader};
 use super::residency::Retention;
 use crate::backend::Backend;
+use crate::config::sagemaker::InferenceType;
 use crate::error::{Error, Result};
 use crate::inference::{DeviceId, Version};
 use crate::model_config::{self, InstanceKind, ModelConfig, UnknownFields, VersionPolicy};
@@ -13,13 +14,16 @@ use crate::repository::layout;
 use crate::repository::tree::ModelTree;
 
 /// Parameters of a model that mean something to the server, whatever its backend.
-const KNOWN_PARAMETERS: [&str; 3] = [RETAIN, MEMORY_BYTES, "inference_type"];
+const KNOWN_PARAMETERS: [&str; 3] = [RETAIN, MEMORY_BYTES, INFERENCE_TYPE];
 
 /// `false`: the model leaves when its requests are answered.
 const RETAIN: &str = "retain";
 
 /// What the model needs on its device, where its owner knows better than its files.
 const MEMORY_BYTES: &str = "memory_bytes";
+
+/// How the bodies of the model's invocations are read on SageMaker's port.
+const INFERENCE_TYPE: &str = "inference_type";
 
 /// Everything that is known before a runtime is asked.
 pub(super) struct Plan {
@@ -33,6 +37,8 @@ pub(super) struct Plan {
     pub(super) retention: Retention,
     /// What the configuration declares it to need, in bytes.
     pub(super) declared_bytes: Option<u64>,
+    /// How the bodies of its invocations are read, where its configuration says so.
+    pub(super) inference_type: Option<InferenceType>,
     /// The bytes of the files that are loaded.
     pub(super) file_bytes: u64,
     /// Where the backend may keep what it made of the files.
@@ -82,6 +88,8 @@ impl Loader {
         let retain = parameter(&config, RETAIN, "true or false", |text| text.parse().ok())?.unwrap_or(self.retain);
         let retention = if retain { Retention::Cached } else { Retention::Transient };
         let declared_bytes = parameter(&config, MEMORY_BYTES, "a number of bytes", |text| text.parse().ok())?;
+        let types = "infer, generate or generate_stream";
+        let inference_type = parameter(&config, INFERENCE_TYPE, types, InferenceType::named)?;
         let file_bytes = match &tree.bare_file {
             Some(file) => file.metadata().map_or(0, |metadata| metadata.len()),
             None => versions.iter().map(|version| bytes_below(&tree.directory.join(version.to_string()), 4)).sum(),
@@ -96,6 +104,7 @@ impl Loader {
             versions,
             retention,
             declared_bytes,
+            inference_type,
             file_bytes,
             derived: None,
         })

@@ -20,9 +20,6 @@ use crate::error::{Error, Result};
 use crate::inference::InferenceResponse;
 use crate::lifecycle::handle::ModelHandle;
 
-/// The parameter of a model's configuration that says how its invocations are read.
-const INFERENCE_TYPE: &str = "inference_type";
-
 /// An invocation's body, read and not yet understood.
 pub(super) struct Payload {
     bytes: Bytes,
@@ -106,11 +103,7 @@ impl Inner {
         since: Instant,
         encoding: Encoding,
     ) -> Result<http::Response<Body>> {
-        let inference_type = match handle.config.parameters.get(INFERENCE_TYPE) {
-            None => self.config.inference_type,
-            Some(text) => read_inference_type(text)?,
-        };
-        let mut response = match inference_type {
+        let mut response = match handle.inference_type.unwrap_or(self.config.inference_type) {
             InferenceType::Infer => self.infer(&handle, payload, headers, since, encoding).await?,
             InferenceType::Generate => {
                 let text = self.generate(&handle, payload, headers, since).await?;
@@ -179,18 +172,6 @@ impl Inner {
         request.deadline = body::deadline(since, members.timeout, headers, self.limits.timeout);
         let response: InferenceResponse = self.server.infer(handle, request, arrived).await?;
         write_members(&response)
-    }
-}
-
-fn read_inference_type(text: &str) -> Result<InferenceType> {
-    match text.trim() {
-        "infer" => Ok(InferenceType::Infer),
-        "generate" => Ok(InferenceType::Generate),
-        "generate_stream" | "generate-stream" => Ok(InferenceType::GenerateStream),
-        other => Err(Error::not_ready(format!(
-            "parameter '{INFERENCE_TYPE}' of the configuration is '{other}', expected infer, generate or generate_stream"
-        ))
-        .with_retryable(false)),
     }
 }
 

@@ -351,3 +351,23 @@ async fn a_model_that_is_not_to_be_retained_stays_where_the_platform_unloads() {
     }
     server.finish().await;
 }
+
+#[tokio::test]
+async fn a_model_says_how_its_bodies_are_read_and_a_word_for_it_that_is_none_is_refused_at_the_load() {
+    let platform = Platform::new();
+    let server = start(&platform).await;
+    for (hash, word) in [("plain", "generate"), ("stream", "generate_stream"), ("odd", "genrate")] {
+        let file = platform.put(hash, 1).join("inner/config.pbtxt");
+        let parameter = format!("parameters {{ key: \"inference_type\" value {{ string_value: \"{word}\" }} }}");
+        std::fs::write(&file, format!("{}{parameter}", std::fs::read_to_string(&file).unwrap())).unwrap();
+    }
+    let body = |hash: &str| post(&format!("/models/{hash}/invoke"), "{\"x\": [3, 4]}");
+    ask(&server, &platform.load("plain")).await.expect(200);
+    assert_eq!(ask(&server, &body("plain")).await.expect(200).json()["y"], json!([3, 4]));
+    ask(&server, &platform.load("stream")).await.expect(200);
+    let events = ask(&server, &body("stream")).await.expect(200);
+    assert!(events.text().starts_with("data: {") && events.text().contains("[3,4]"), "{}", events.text());
+    let refused = ask(&server, &platform.load("odd")).await.expect(400).error();
+    assert!(refused.contains("'inference_type'") && refused.contains("generate_stream"), "{refused}");
+    server.finish().await;
+}
