@@ -52,6 +52,7 @@ fn response(tensor: Tensor) -> InferenceResponse {
         id: "".into(),
         parameters: Vec::new(),
         outputs,
+        last: true,
     }
 }
 

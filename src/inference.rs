@@ -122,6 +122,44 @@ pub struct InferenceRequest {
     pub priority: u64,
 }
 
+/// A place in a sequence of requests that one instance answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// Which sequence.
+    pub id: SequenceId,
+    /// Whether the request is its first.
+    pub start: bool,
+    /// Whether the request is its last.
+    pub end: bool,
+}
+
+impl Sequence {
+    /// The place that a request's parameters name (`sequence_id`, `sequence_start`, `sequence_end`, Triton's sequence
+    /// extension), whose types the front end has checked. `None` where there is no id, or it is 0 or empty.
+    #[must_use]
+    pub fn of(parameters: &Parameters) -> Option<Self> {
+        let find = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+        let id = match find("sequence_id")? {
+            ParameterValue::Int(0) | ParameterValue::Uint(0) => return None,
+            ParameterValue::Int(number) => SequenceId::Number(number.unsigned_abs()),
+            ParameterValue::Uint(number) => SequenceId::Number(*number),
+            ParameterValue::String(text) if !text.is_empty() => SequenceId::Text(text.clone()),
+            _ => return None,
+        };
+        let flag = |name| matches!(find(name), Some(ParameterValue::Bool(true)));
+        Some(Self { id, start: flag("sequence_start"), end: flag("sequence_end") })
+    }
+}
+
+/// What tells a sequence from others of the same model; Triton's correlation id.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum SequenceId {
+    /// A number, never 0.
+    Number(u64),
+    /// A text, never empty.
+    Text(CompactString),
+}
+
 /// The answer to an inference request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InferenceResponse {
@@ -133,4 +171,6 @@ pub struct InferenceResponse {
     pub parameters: Parameters,
     /// The output tensors in the model's order.
     pub outputs: NamedTensors,
+    /// Whether no other answer to the same request follows: `false` only from decoupled models.
+    pub last: bool,
 }

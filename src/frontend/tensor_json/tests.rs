@@ -41,6 +41,7 @@ fn respond(outputs: Vec<NamedTensor>) -> InferenceResponse {
         id: CompactString::default(),
         parameters: Vec::new(),
         outputs: outputs.into_iter().collect(),
+        last: true,
     }
 }
 
