@@ -15,7 +15,8 @@ use roundhouse::metrics::statistics::ModelStatistics;
 use roundhouse::model_config::complete::RuntimeSignature;
 use roundhouse::scheduler::executor::Executor;
 use roundhouse::scheduler::prompt::LIMIT;
-use roundhouse::scheduler::queue::{ModelQueue, Work};
+use roundhouse::scheduler::queue::{Member, ModelQueue, Scheduling};
+use roundhouse::scheduler::work::Work;
 use roundhouse::tensor::{Shape, Tensor};
 
 /// Gives back its input; a slow one says that it took long, so that it never earns the short way.
@@ -57,7 +58,14 @@ impl ModelInstance for Instance {
 fn work() -> Work {
     let tensor = Tensor::from_vec(Shape::new(&[1, 16]), vec![1.0_f32; 16]);
     let inputs: NamedTensors = tensor.into_iter().map(|tensor| NamedTensor { name: "INPUT0".into(), tensor }).collect();
-    Work { inputs, outputs: [0].into_iter().collect(), batch_size: 1, deadline: None, arrived: Instant::now() }
+    Work {
+        inputs,
+        outputs: [0].into_iter().collect(),
+        batch_size: 1,
+        deadline: None,
+        priority: 0,
+        arrived: Instant::now(),
+    }
 }
 
 #[expect(clippy::expect_used, reason = "a bench that cannot start has nothing to measure")]
@@ -67,7 +75,9 @@ fn hand_over(criterion: &mut Criterion) {
     let executor = Executor::start(DeviceId::Cpu, 1, 1).expect("an executor");
     let queue = |slow| {
         let model = Arc::new(Copies { slow, signature: RuntimeSignature::default() });
-        ModelQueue::new(model, 1, 64, executor.handle(), Arc::new(ModelStatistics::default())).expect("a queue")
+        let member = Member { model, instances: 1, executor: executor.handle(), share: Arc::default() };
+        ModelQueue::new(vec![member], Scheduling::one_by_one(64), Arc::new(ModelStatistics::default()))
+            .expect("a queue")
     };
     let (short, long) = (queue(false), queue(true));
     let mut group = criterion.benchmark_group("queue");

@@ -11,10 +11,11 @@ pub mod onnxruntime;
 pub mod registry;
 pub mod runtime_paths;
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::inference::DeviceId;
 use crate::inference::{NamedTensor, NamedTensors, Version};
 use crate::model_config::ModelConfig;
@@ -54,6 +55,11 @@ pub trait Backend: Send + Sync {
     /// The keys of `parameters` in a configuration that mean something to this backend.
     fn known_parameters(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    /// Whether its models can give any number of answers to a request.
+    fn streams(&self) -> bool {
+        false
     }
 
     /// Whether a model of this configuration has threads of its own, which its load starts.
@@ -101,6 +107,29 @@ pub trait ModelInstance: Send {
     /// # Errors
     /// `InvalidArgument` if the runtime finds fault with the tensors, `OutOfDeviceMemory`, or `BackendFailed`.
     fn execute(&mut self, batch: &Batch<'_>) -> Result<Execution>;
+
+    /// Runs a request of a decoupled model (`model_transaction_policy`): `answer` takes the wanted outputs, in the order
+    /// they were wanted, of each answer as it is there, any number of times; where it breaks off nobody reads any more.
+    /// Blocking, also for as long as the reader is behind.
+    ///
+    /// # Errors
+    /// As [`ModelInstance::execute`]; `Unsupported` where every request has exactly one answer.
+    fn execute_stream(
+        &mut self,
+        _batch: &Batch<'_>,
+        _answer: &mut dyn FnMut(NamedTensors) -> ControlFlow<()>,
+    ) -> Result<Streamed> {
+        Err(Error::unsupported("the model's backend gives exactly one answer to a request"))
+    }
+}
+
+/// When a run of many answers began and ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Streamed {
+    /// When inputs were ready and the model began.
+    pub compute_start: Instant,
+    /// When the model was done.
+    pub compute_end: Instant,
 }
 
 /// The work of one execution.

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use smallvec::SmallVec;
 
@@ -15,7 +15,7 @@ use crate::inference::{DeviceId, ModelId, Version};
 use crate::metrics::statistics::ModelStatistics;
 use crate::model_config::complete::RuntimeSignature;
 use crate::model_config::{InstanceKind, ModelConfig};
-use crate::scheduler::queue::ModelQueue;
+use crate::scheduler::queue::{Member, ModelQueue, Scheduling};
 use crate::sync::PinCount;
 
 /// The largest file of class names, in bytes.
@@ -59,13 +59,11 @@ pub(super) fn load_version(plan: &Plan, version: Version, began: Instant, home: 
     let (inputs, outputs, output_indexes) = describe(&config, model.signature(), folder)?;
     let statistics = Arc::new(ModelStatistics::default());
     let executor = plan.place.executor.clone();
-    let queue = ModelQueue::new(Arc::clone(&model), instances, plan.queue_capacity, executor, Arc::clone(&statistics))?;
+    let member = Member { model: Arc::clone(&model), instances, executor, share: Arc::default() };
+    let scheduling = Scheduling::of(&config, plan.queue_capacity)?;
+    let queue = ModelQueue::new(vec![member], scheduling, Arc::clone(&statistics))?;
     Ok(LoadedVersion {
         id: ModelId { name: Arc::clone(&plan.name), version },
-        default_timeout: config
-            .dynamic_batching
-            .as_ref()
-            .map_or(Duration::ZERO, |batching| batching.default_queue_policy.default_timeout),
         max_batch_size: u64::from(config.max_batch_size),
         inference_type: plan.inference_type,
         config: Arc::new(config),

@@ -59,8 +59,6 @@ pub struct LoadedVersion {
     pub max_batch_size: u64,
     /// How the bodies of its invocations are read on SageMaker's port, where its configuration says so.
     pub inference_type: Option<InferenceType>,
-    /// How long a request may wait where neither it nor the server says less; zero for no limit of the model's.
-    pub default_timeout: Duration,
     /// Where it runs.
     pub device: DeviceId,
     /// Its queue and instances.

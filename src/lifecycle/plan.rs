@@ -14,13 +14,16 @@ use crate::repository::layout;
 use crate::repository::tree::ModelTree;
 
 /// Parameters of a model that mean something to the server, whatever its backend.
-const KNOWN_PARAMETERS: [&str; 3] = [RETAIN, MEMORY_BYTES, INFERENCE_TYPE];
+const KNOWN_PARAMETERS: [&str; 4] = [RETAIN, MEMORY_BYTES, INFERENCE_TYPE, LATENCY_BUDGET];
 
 /// `false`: the model leaves when its requests are answered.
 const RETAIN: &str = "retain";
 
 /// What the model needs on its device, where its owner knows better than its files.
 const MEMORY_BYTES: &str = "memory_bytes";
+
+/// By when a model that batches is to answer, from which it finds its delay; the scheduler reads it.
+const LATENCY_BUDGET: &str = "latency_budget_us";
 
 /// How the bodies of the model's invocations are read on SageMaker's port.
 const INFERENCE_TYPE: &str = "inference_type";
@@ -80,11 +83,12 @@ impl Loader {
             tracing::warn!(model = %name, "parameter '{key}' means nothing to the {} backend and has no effect", config.backend);
         }
         let place = self.place(name, &config)?;
-        let policy = config.dynamic_batching.as_ref().map(|batching| &batching.default_queue_policy);
-        let queue_capacity = match policy.map_or(0, |policy| policy.max_queue_size) {
-            0 => self.queue_capacity,
-            size => size as usize,
-        };
+        if config.decoupled && !backend.streams() {
+            return Err(Error::unsupported(format!(
+                "model_transaction_policy: the {} backend gives exactly one answer to a request",
+                config.backend
+            )));
+        }
         let retain = parameter(&config, RETAIN, "true or false", |text| text.parse().ok())?.unwrap_or(self.retain);
         let retention = if retain { Retention::Cached } else { Retention::Transient };
         let declared_bytes = parameter(&config, MEMORY_BYTES, "a number of bytes", |text| text.parse().ok())?;
@@ -100,7 +104,7 @@ impl Loader {
             config,
             backend,
             place,
-            queue_capacity,
+            queue_capacity: self.queue_capacity,
             versions,
             retention,
             declared_bytes,

@@ -12,6 +12,7 @@ pub(crate) mod arbitrary;
 pub mod complete;
 pub mod diagnostic;
 pub mod message;
+pub mod ragged;
 mod read;
 pub mod schema;
 mod support;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use self::diagnostic::{ConfigError, ConfigWarning};
 use self::message::{Message, Value};
+use self::ragged::{BatchInput, BatchOutput};
 use crate::inference::Version;
 use crate::tensor::DataType;
 
@@ -90,6 +92,10 @@ pub struct ModelConfig {
     pub inputs: Vec<ModelInput>,
     /// The outputs, in the order written.
     pub outputs: Vec<ModelOutput>,
+    /// Tensors that the model gets beside its inputs, made of the whole batch.
+    pub batch_inputs: Vec<BatchInput>,
+    /// Outputs that are split by the shapes of inputs.
+    pub batch_outputs: Vec<BatchOutput>,
     /// The groups of instances; empty until [`ModelConfig::normalize`] if none is written.
     pub instance_groups: Vec<InstanceGroup>,
     /// How requests are batched, if they are to be.
@@ -153,6 +159,8 @@ impl Default for ModelConfig {
             max_batch_size: 0,
             inputs: Vec::new(),
             outputs: Vec::new(),
+            batch_inputs: Vec::new(),
+            batch_outputs: Vec::new(),
             instance_groups: Vec::new(),
             dynamic_batching: None,
             default_model_filename: String::new(),
@@ -346,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn batching_is_read_and_warned_about() {
+    fn batching_is_read() {
         let text = "max_batch_size: 8
             dynamic_batching { preferred_batch_size: [4, 8] max_queue_delay_microseconds: 100
             default_queue_policy { max_queue_size: 5 default_timeout_microseconds: 1000 timeout_action: DELAY }
@@ -360,12 +368,7 @@ mod tests {
         assert_eq!(batching.default_queue_policy.default_timeout, Duration::from_millis(1));
         assert_eq!(batching.default_queue_policy.timeout_action, TimeoutAction::Delay);
         assert_eq!(batching.priority_queue_policies[&2].max_queue_size, 1);
-        let first = parsed.warnings[0].to_string();
-        assert!(
-            first.starts_with("config.pbtxt:2:13: 'dynamic_batching' has no effect yet: requests are not batched"),
-            "{first}"
-        );
-        assert_eq!(parsed.warnings.len(), 5);
+        assert_eq!(parsed.warnings, []);
     }
 
     #[test]

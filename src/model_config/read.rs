@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::diagnostic::{ConfigError, Position, quoted};
 use super::message::{MapKey, Message, Value};
+use super::ragged::{read_batch_input, read_batch_output};
 use super::{
     DynamicBatching, InstanceGroup, InstanceKind, ModelConfig, ModelInput, ModelOutput, QueuePolicy, TimeoutAction,
     VersionPolicy,
@@ -25,6 +26,14 @@ impl ModelConfig {
             outputs: message
                 .messages("output")
                 .map(|(output, at)| read_output(output, at))
+                .collect::<Result<_, _>>()?,
+            batch_inputs: message
+                .messages("batch_input")
+                .map(|(input, at)| read_batch_input(input, at))
+                .collect::<Result<_, _>>()?,
+            batch_outputs: message
+                .messages("batch_output")
+                .map(|(output, at)| read_batch_output(output, at))
                 .collect::<Result<_, _>>()?,
             instance_groups: message
                 .messages("instance_group")

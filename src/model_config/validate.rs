@@ -30,6 +30,7 @@ pub(super) fn validate(config: &ModelConfig) -> Result<(), ConfigError> {
         let text = format!("default_model_filename {} must be a name without folders", quoted(filename));
         return Err(ConfigError::invalid(message.position_of("default_model_filename"), text));
     }
+    super::ragged::validate(config)?;
     match (&config.dynamic_batching, message.message("dynamic_batching")) {
         (Some(batching), Some(written)) => validate_batching(batching, written, config.max_batch_size),
         _ => Ok(()),

@@ -1,22 +1,27 @@
-//! The threads of a device. They take turns with whichever queues have work, one batch a turn, so that a model with many
-//! requests waits behind a model with one.
+//! The threads of a device. They take turns with whichever queues have work, one batch a turn; whose turn it is, is
+//! `turns`' to say.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::queue::ModelQueue;
+use super::queue::{ModelQueue, Turn};
+use super::turns::{Next, Resources, Share, Turns};
 use crate::device::priority::hasten_this_thread;
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
 
-/// What a queue of requests is to the device's threads.
-#[derive(Default)]
+/// Work for a device: a queue, and which of its groups of instances is to take it.
+type Entry = (Arc<ModelQueue>, usize);
+
+/// Who is to be looked at again later, if it still exists then.
+type Later = (Weak<ModelQueue>, usize);
+
 struct Ready {
-    queues: VecDeque<Arc<ModelQueue>>,
+    turns: Turns<Entry, Later>,
     stopping: bool,
 }
 
@@ -44,8 +49,16 @@ impl Executor {
     /// # Errors
     /// `Internal` if the system refuses a thread.
     pub fn start(device: DeviceId, threads: usize, short_ways: usize) -> Result<Self> {
+        Self::start_with(device, threads, short_ways, Arc::default())
+    }
+
+    /// The same, where instances take of `resources` while they run.
+    ///
+    /// # Errors
+    /// `Internal` if the system refuses a thread.
+    pub fn start_with(device: DeviceId, threads: usize, short_ways: usize, resources: Arc<Resources>) -> Result<Self> {
         let shared = Arc::new(Shared {
-            ready: Mutex::new(Ready::default()),
+            ready: Mutex::new(Ready { turns: Turns::new(resources), stopping: false }),
             work: Condvar::new(),
             short_ways: Semaphore::new(short_ways.min(Semaphore::MAX_PERMITS)),
         });
@@ -88,33 +101,65 @@ impl ExecutorHandle {
         self.0.short_ways.try_acquire().ok()
     }
 
-    /// Puts a queue with work at the end of the line.
-    pub(super) fn submit(&self, queue: Arc<ModelQueue>) {
-        self.0.ready.lock().queues.push_back(queue);
+    /// Puts a queue with work into the line, for its group of instances `group`.
+    pub(super) fn submit(&self, queue: Arc<ModelQueue>, group: usize) {
+        let share = queue.share(group);
+        self.0.ready.lock().turns.enter((queue, group), &share);
         self.0.work.notify_one();
+    }
+
+    /// Looks at a queue again at `at`: what waits there will have waited long enough.
+    pub(super) fn submit_at(&self, queue: &Arc<ModelQueue>, group: usize, at: Instant) {
+        let sooner = self.0.ready.lock().turns.remind((Arc::downgrade(queue), group), at);
+        if sooner {
+            // One that sleeps has to sleep less.
+            self.0.work.notify_one();
+        }
     }
 }
 
 fn take_turns(shared: &Shared) {
-    let mut again = None;
+    let mut after: Option<(Arc<ModelQueue>, usize, Arc<Share>, std::time::Duration, bool)> = None;
     loop {
-        let queue = {
+        let (entry, share) = {
             let mut ready = shared.ready.lock();
-            if let Some(queue) = again.take() {
-                ready.queues.push_back(queue);
+            if let Some((queue, group, share, ran, again)) = after.take() {
+                let freed = ready.turns.leave(&share, ran);
+                if again {
+                    ready.turns.enter((queue, group), &share);
+                }
+                if freed {
+                    // Others may have waited for what this turn held.
+                    shared.work.notify_all();
+                }
             }
             loop {
                 if ready.stopping {
                     return;
                 }
-                if let Some(queue) = ready.queues.pop_front() {
-                    break queue;
+                match ready.turns.next(Instant::now()) {
+                    Next::Turn(entry, share) => break ((entry, Turn::Asked), share),
+                    Next::Reminder((queue, group)) => {
+                        if let Some(queue) = queue.upgrade() {
+                            let share = queue.share(group);
+                            if ready.turns.hold(&share) {
+                                break (((queue, group), Turn::Reminded), share);
+                            }
+                            // What it needs is taken; it stands in line like any other.
+                            queue.reminded(group);
+                            ready.turns.enter((queue, group), &share);
+                        }
+                    }
+                    Next::Wait(Some(until)) => {
+                        let _timed_out = shared.work.wait_until(&mut ready, until);
+                    }
+                    Next::Wait(None) => shared.work.wait(&mut ready),
                 }
-                shared.work.wait(&mut ready);
             }
         };
-        if queue.turn() {
-            again = Some(queue);
-        }
+        let ((queue, group), turn) = entry;
+        let start = Instant::now();
+        let again = queue.turn(group, turn);
+        after = Some((queue, group, share, start.elapsed(), again));
     }
 }

@@ -1,106 +1,223 @@
 //! A model's bounded queue and its idle instances: what waits, what runs, and how each request is answered.
+//!
+//! What runs together is the [`Batcher`]'s to decide; here it is done. A queue's instances stand in groups, each at the
+//! threads of one device; the requests are for whichever is idle first.
 
-use std::collections::VecDeque;
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
+use super::answer::{Answer, Answers, Reply};
+use super::batcher::{Admission, Batched, Batcher, Due, Entry, Next, Rejected, Rules};
+use super::budget::Budget;
 use super::executor::ExecutorHandle;
-use super::prompt::{LIMIT, Promptness};
-use crate::backend::{Batch, Execution, Model, ModelInstance};
+use super::layout::{Layout, Likeness};
+use super::order::{Order, Place};
+use super::run::Runner;
+use super::turns::Share;
+use super::work::Work;
+use crate::backend::{Model, ModelInstance};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::{Deadline, NamedTensors};
-use crate::metrics::statistics::{ExecutionTimes, FailureReason, ModelStatistics};
+use crate::metrics::statistics::{FailureReason, ModelStatistics};
+use crate::model_config::ModelConfig;
 use crate::sync::PinCount;
 
-/// Checked tensors on their way into a model.
-#[derive(Debug)]
-pub struct Work {
-    /// The inputs in the order of the signature.
-    pub inputs: NamedTensors,
-    /// The wanted outputs, as indexes into the signature.
-    pub outputs: SmallVec<[usize; 4]>,
-    /// Inferences in it: the batch dimension, 1 where there is none.
-    pub batch_size: u64,
-    /// When its answer is worth nothing any more.
-    pub deadline: Option<Deadline>,
-    /// When the request came in.
-    pub arrived: Instant,
+/// Instances that run at the threads of one device, in turns of one share.
+pub struct Member {
+    /// The model, on that device.
+    pub model: Arc<dyn Model>,
+    /// How many instances of it, at least one.
+    pub instances: usize,
+    /// The device's threads.
+    pub executor: ExecutorHandle,
+    /// Their share of the device's time.
+    pub share: Arc<Share>,
 }
 
-impl Work {
-    fn input_bytes(&self) -> usize {
-        self.inputs.iter().map(|input| input.tensor.data().len()).sum()
+/// How a model's requests are scheduled.
+#[derive(Debug, Default)]
+pub struct Scheduling {
+    /// What waits, how long, and what runs together.
+    pub rules: Rules,
+    /// How the tensors of a batch are laid out.
+    pub layout: Layout,
+    /// Whether answers leave in the order of their requests.
+    pub preserve_ordering: bool,
+    /// Whether a request may have any number of answers.
+    pub decoupled: bool,
+}
+
+impl Scheduling {
+    /// What a configuration asks for, on a server that lets `capacity` requests wait where it does not say.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for parameters of the scheduler that are wrong.
+    pub fn of(config: &ModelConfig, capacity: usize) -> Result<Self> {
+        let mut rules = Rules::of(config, capacity)?;
+        if config.decoupled {
+            // Each has answers of its own, whenever the model gives them.
+            rules.max_items = 0;
+        }
+        Ok(Self {
+            rules,
+            layout: Layout::of(config),
+            preserve_ordering: config.dynamic_batching.as_ref().is_some_and(|batching| batching.preserve_ordering),
+            decoupled: config.decoupled,
+        })
+    }
+
+    /// Each request alone, in the order they come.
+    #[must_use]
+    pub fn one_by_one(capacity: usize) -> Self {
+        Self { rules: Rules { capacity, ..Rules::default() }, ..Self::default() }
     }
 }
 
-struct Job {
-    work: Work,
-    queued: Instant,
-    reply: oneshot::Sender<Result<NamedTensors>>,
+/// A request that waits or runs.
+pub(super) struct Job {
+    pub(super) work: Work,
+    likeness: Likeness,
+    /// Its place among the answers, where they leave in order.
+    place: Option<Place>,
+    pub(super) reply: Reply,
 }
 
+impl Batched for Job {
+    fn items(&self) -> u32 {
+        u32::try_from(self.work.batch_size).unwrap_or(u32::MAX)
+    }
+
+    fn is_gone(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    fn fits(&self, first: &Self) -> bool {
+        self.likeness == first.likeness
+    }
+}
+
+/// The instances of one member.
 #[derive(Default)]
-struct State {
-    waiting: VecDeque<Job>,
+struct Group {
     idle: Vec<Box<dyn ModelInstance>>,
-    /// Instances there are, idle or running; fewer than at the start only if one panicked and could not be replaced.
-    instances: usize,
     /// Turns asked of the executor that have not begun; never more than there are idle instances to take them.
     asked: usize,
 }
 
+#[derive(Default)]
+struct State {
+    batcher: Option<Batcher<Job>>,
+    groups: SmallVec<[Group; 1]>,
+    /// Instances there are, idle or running; fewer than at the start only if one panicked and could not be replaced.
+    instances: usize,
+    /// When an executor was asked to look again.
+    reminder: Option<Instant>,
+    /// Learns how long to wait for company, where the model says by when it must answer.
+    budget: Option<Budget>,
+}
+
+/// What an executor is to be asked.
+enum Ask {
+    Turn(usize),
+    Reminder(usize, Instant),
+}
+
 impl State {
-    /// Whether another turn should be asked for, and counts it.
-    fn ask(&mut self) -> bool {
-        let ask = self.asked < self.waiting.len() && self.asked < self.idle.len();
-        self.asked += usize::from(ask);
-        ask
+    fn delay(&self, now: Instant) -> Duration {
+        let Some(batcher) = &self.batcher else { return Duration::ZERO };
+        match (&self.budget, batcher.oldest()) {
+            (Some(budget), Some(oldest)) => budget.delay(now, batcher.items(), oldest),
+            _ => batcher.rules().delay,
+        }
     }
+
+    /// What to ask of an executor now, and counts it. `only` restricts it to one group.
+    fn ask(&mut self, now: Instant, only: Option<usize>) -> Option<Ask> {
+        let spare = |(_, group): &(usize, &Group)| group.idle.len().saturating_sub(group.asked);
+        let groups = self.groups.iter().enumerate().filter(|(index, _)| only.is_none_or(|only| only == *index));
+        let (index, group) = groups.max_by_key(spare)?;
+        if group.idle.len() <= group.asked {
+            return None;
+        }
+        let asked: usize = self.groups.iter().map(|group| group.asked).sum();
+        let delay = self.delay(now);
+        let batcher = self.batcher.as_mut()?;
+        if asked >= batcher.batches() {
+            return None;
+        }
+        match batcher.due(now, delay) {
+            Due::Now => {
+                self.groups[index].asked += 1;
+                Some(Ask::Turn(index))
+            }
+            Due::At(at) if self.reminder.is_none_or(|reminder| at < reminder) => {
+                self.reminder = Some(at);
+                Some(Ask::Reminder(index, at))
+            }
+            Due::At(_) | Due::Never => None,
+        }
+    }
+}
+
+/// How a turn came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It was asked for.
+    Asked,
+    /// What waited may have waited long enough.
+    Reminded,
 }
 
 /// A model version's queue.
 pub struct ModelQueue {
-    capacity: usize,
+    members: SmallVec<[(ExecutorHandle, Arc<Share>); 1]>,
     /// Taken out when the queue is closed.
-    model: Mutex<Option<Arc<dyn Model>>>,
+    models: Mutex<SmallVec<[Arc<dyn Model>; 1]>>,
     state: Mutex<State>,
-    executor: ExecutorHandle,
-    statistics: Arc<ModelStatistics>,
-    promptness: Promptness,
+    order: Option<Mutex<Order<(Reply, Result<NamedTensors>)>>>,
+    runner: Runner,
+    rules: Rules,
+    /// Whether a quick model may be run by the thread that decoded the request.
+    may_run_here: bool,
+    decoupled: bool,
     /// Pinned by every execution, so that closing can wait for the last.
     running: PinCount,
-    /// Requests given up since the queue was last cleared of such: while there are none, a full queue is full of wanted
-    /// ones.
+    /// Requests given up that the batcher was not told of yet.
     given_up: AtomicUsize,
 }
 
 impl ModelQueue {
-    /// A queue of at most `capacity` waiting requests for `instances` instances of `model`.
+    /// A queue for the instances of a model.
     ///
     /// # Errors
     /// Whatever the model says when it cannot make an instance.
-    pub fn new(
-        model: Arc<dyn Model>,
-        instances: usize,
-        capacity: usize,
-        executor: ExecutorHandle,
-        statistics: Arc<ModelStatistics>,
-    ) -> Result<Arc<Self>> {
-        let idle = (0..instances.max(1)).map(|_| model.instance()).collect::<Result<Vec<_>>>()?;
+    pub fn new(members: Vec<Member>, scheduling: Scheduling, statistics: Arc<ModelStatistics>) -> Result<Arc<Self>> {
+        let Scheduling { rules, layout, preserve_ordering, decoupled } = scheduling;
+        let mut groups = SmallVec::new();
+        for member in &members {
+            let idle = (0..member.instances.max(1)).map(|_| member.model.instance()).collect::<Result<Vec<_>>>()?;
+            groups.push(Group { idle, asked: 0 });
+        }
+        let instances = groups.iter().map(|group: &Group| group.idle.len()).sum();
+        let budget = rules.budget.map(|budget| Budget::new(budget, rules.max_items));
+        let batcher = Some(Batcher::new(rules.clone()));
+        let needs_nothing = members.iter().all(|member| member.share.needs_nothing());
+        let waits = !rules.delay.is_zero() || budget.is_some();
         Ok(Arc::new(Self {
-            capacity,
-            model: Mutex::new(Some(model)),
-            state: Mutex::new(State { instances: idle.len(), idle, ..State::default() }),
-            executor,
-            statistics,
-            promptness: Promptness::default(),
+            may_run_here: !waits && needs_nothing && !preserve_ordering && !decoupled && layout.passes_through(),
+            order: preserve_ordering.then(Mutex::default),
+            runner: Runner::new(layout, statistics),
+            state: Mutex::new(State { batcher, groups, instances, reminder: None, budget }),
+            models: Mutex::new(members.iter().map(|member| Arc::clone(&member.model)).collect()),
+            members: members.into_iter().map(|member| (member.executor, member.share)).collect(),
+            rules,
+            decoupled,
             running: PinCount::default(),
             given_up: AtomicUsize::new(0),
         }))
@@ -109,31 +226,50 @@ impl ModelQueue {
     /// Requests that wait.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.state.lock().waiting.len()
+        self.state.lock().batcher.as_ref().map_or(0, Batcher::len)
+    }
+
+    /// Whether its requests may have any number of answers.
+    #[must_use]
+    pub const fn is_decoupled(&self) -> bool {
+        self.decoupled
+    }
+
+    fn statistics(&self) -> &ModelStatistics {
+        self.runner.statistics()
+    }
+
+    pub(super) fn share(&self, group: usize) -> Arc<Share> {
+        self.members.get(group).map(|(_, share)| Arc::clone(share)).unwrap_or_default()
     }
 
     /// Runs the work and gives the wanted outputs: here and now if the model is quick and idle, else through the
     /// device's threads. Dropping the future withdraws the work if it has not begun.
     ///
     /// # Errors
-    /// `Overloaded` if the queue is full, `DeadlineExceeded`, `NotReady` once closed, or what the model says.
+    /// `Overloaded` if the queue is full, `DeadlineExceeded`, `NotReady` once closed, `Unsupported` for a model that may
+    /// answer more than once, or what the model says.
     pub async fn infer(self: &Arc<Self>, work: Work) -> Result<NamedTensors> {
-        let deadline = work.deadline;
+        if self.decoupled {
+            return Err(Error::unsupported("doesn't support models with decoupled transaction policy"));
+        }
         let arrived = work.arrived;
-        let work = match self.run_here(work) {
+        let admission = self.admit(&work);
+        let work = match self.run_here(work, admission) {
             ControlFlow::Break(result) => return result,
             ControlFlow::Continue(work) => work,
         };
-        let answer = self.enqueue(work)?;
+        let (sender, answer) = oneshot::channel();
+        self.enqueue(work, admission, Reply::One(sender))?;
         let guard = CancelGuard { queue: self, arrived, armed: true };
-        let received = match deadline {
+        let received = match admission.reject_at {
             None => answer.await,
-            Some(deadline) => match tokio::time::timeout_at(deadline.instant().into(), answer).await {
+            Some(deadline) => match tokio::time::timeout_at(deadline.into(), answer).await {
                 Ok(received) => received,
                 Err(_elapsed) => {
                     guard.disarm();
                     self.given_up.fetch_add(1, Ordering::Relaxed);
-                    self.statistics.record_failure(FailureReason::Rejected, arrived.elapsed());
+                    self.statistics().record_failure(FailureReason::Rejected, arrived.elapsed());
                     return Err(deadline_exceeded());
                 }
             },
@@ -141,135 +277,271 @@ impl ModelQueue {
         guard.disarm();
         match received {
             Ok(Err(error)) if error.kind() == ErrorKind::DeadlineExceeded => {
-                self.statistics.record_failure(FailureReason::Rejected, arrived.elapsed());
+                self.statistics().record_failure(FailureReason::Rejected, arrived.elapsed());
                 Err(error)
             }
             Ok(result) => result,
-            Err(_dropped) => Err(Error::not_ready("the model was unloaded before the request ran")),
+            Err(_dropped) => Err(unloaded()),
         }
     }
 
+    /// Queues the work of a decoupled model and gives its answers as they come. Dropping them withdraws what has not
+    /// begun, and tells the model that nobody reads any more.
+    ///
+    /// # Errors
+    /// `Overloaded` if the queue is full, `NotReady` once closed.
+    pub fn infer_stream(self: &Arc<Self>, work: Work) -> Result<AnswerStream> {
+        let arrived = work.arrived;
+        let admission = self.admit(&work);
+        let (answers, receiver) = Answers::new(tokio::runtime::Handle::current());
+        self.enqueue(work, admission, Reply::Many(answers))?;
+        Ok(AnswerStream { receiver, queue: Arc::clone(self), arrived, is_over: false })
+    }
+
+    /// Where the work stands: its own deadline and its priority's are one.
+    fn admit(&self, work: &Work) -> Admission {
+        let mut admission = self.rules.admit(work.priority, None, work.arrived);
+        let own = work.deadline.map(Deadline::instant);
+        admission.reject_at = own.into_iter().chain(admission.reject_at).min();
+        admission
+    }
+
     /// The short way: with an idle instance, nothing waiting and a quick model, the caller's thread runs it.
-    fn run_here(self: &Arc<Self>, work: Work) -> ControlFlow<Result<NamedTensors>, Work> {
-        if !self.promptness.is_prompt(work.input_bytes()) {
+    fn run_here(self: &Arc<Self>, work: Work, admission: Admission) -> ControlFlow<Result<NamedTensors>, Work> {
+        if !self.may_run_here || !self.runner.promptness().is_prompt(work.input_bytes()) {
             return ControlFlow::Continue(work);
         }
-        let (Some(_place), Some(_running)) = (self.executor.short_way(), self.pin()) else {
+        let Some((executor, _)) = self.members.first() else { return ControlFlow::Continue(work) };
+        let (Some(_place), Some(_running)) = (executor.short_way(), self.pin()) else {
             return ControlFlow::Continue(work);
         };
         let instance = {
             let mut state = self.state.lock();
-            if state.waiting.is_empty() { state.idle.pop() } else { None }
+            let nobody_waits = state.batcher.as_ref().is_some_and(Batcher::is_empty);
+            if nobody_waits { state.groups.first_mut().and_then(|group| group.idle.pop()) } else { None }
         };
         let Some(instance) = instance else { return ControlFlow::Continue(work) };
-        if work.deadline.is_some_and(|deadline| deadline.is_past(Instant::now())) {
-            self.give_back(Some(instance));
-            self.statistics.record_failure(FailureReason::Rejected, work.arrived.elapsed());
+        if admission.reject_at.is_some_and(|at| Instant::now() >= at) {
+            self.give_back(Some(instance), 0);
+            self.statistics().record_failure(FailureReason::Rejected, work.arrived.elapsed());
             return ControlFlow::Break(Err(deadline_exceeded()));
         }
-        let ran = self.execute(instance, &work);
-        self.record(&ran, &work, work.arrived);
-        self.give_back(ran.instance);
-        ControlFlow::Break(ran.result)
+        let arrived = work.arrived;
+        let (instance, result) =
+            self.runner.run_alone(instance, (&work, arrived), &|| false, &|broken| self.replace(broken, 0));
+        self.give_back(instance, 0);
+        ControlFlow::Break(result)
     }
 
-    fn give_back(self: &Arc<Self>, instance: Option<Box<dyn ModelInstance>>) {
-        if self.take_back(instance) {
-            self.executor.submit(Arc::clone(self));
+    fn give_back(self: &Arc<Self>, instance: Option<Box<dyn ModelInstance>>, group: usize) {
+        if let Some(ask) = self.take_back(instance, group) {
+            self.carry_out(ask);
         }
     }
 
-    /// Puts an instance among the idle ones, or counts it lost, and says whether another turn should be asked for.
-    fn take_back(&self, instance: Option<Box<dyn ModelInstance>>) -> bool {
-        let orphans;
+    /// Puts an instance among the idle ones, or counts it lost, and says what is to be asked next.
+    fn take_back(&self, instance: Option<Box<dyn ModelInstance>>, group: usize) -> Option<Ask> {
+        let mut orphans = Vec::new();
         let again;
         {
             let mut state = self.state.lock();
-            state.instances -= usize::from(instance.is_none());
-            state.idle.extend(instance);
-            orphans = if state.instances == 0 { std::mem::take(&mut state.waiting) } else { VecDeque::new() };
-            again = state.ask();
+            state.instances = state.instances.saturating_sub(usize::from(instance.is_none()));
+            if let Some(group) = state.groups.get_mut(group) {
+                group.idle.extend(instance);
+            }
+            if state.instances == 0
+                && let Some(batcher) = &mut state.batcher
+            {
+                orphans = batcher.drain();
+            }
+            again = state.ask(Instant::now(), None);
         }
-        for job in orphans {
-            let _gone = job.reply.send(Err(no_instance()));
+        for entry in orphans {
+            self.answer(entry.request, Err(no_instance()));
         }
         again
     }
 
-    fn enqueue(self: &Arc<Self>, work: Work) -> Result<oneshot::Receiver<Result<NamedTensors>>> {
+    fn carry_out(self: &Arc<Self>, ask: Ask) {
+        let (group, at) = match ask {
+            Ask::Turn(group) => (group, None),
+            Ask::Reminder(group, at) => (group, Some(at)),
+        };
+        let Some((executor, _)) = self.members.get(group) else { return };
+        match at {
+            None => executor.submit(Arc::clone(self), group),
+            Some(at) => executor.submit_at(self, group, at),
+        }
+    }
+
+    fn enqueue(self: &Arc<Self>, work: Work, admission: Admission, reply: Reply) -> Result<()> {
         let Some(_running) = self.pin() else {
             return Err(Error::not_ready("the model is being unloaded"));
         };
-        let (reply, answer) = oneshot::channel();
         let arrived = work.arrived;
+        let likeness = self.runner.layout().likeness(&work);
         let refused = {
             let mut state = self.state.lock();
-            if state.waiting.len() >= self.capacity && self.given_up.swap(0, Ordering::Relaxed) > 0 {
-                state.waiting.retain(|job| !job.reply.is_closed());
-            }
-            if state.instances == 0 {
-                Some((FailureReason::Backend, no_instance()))
-            } else if state.waiting.len() >= self.capacity {
-                let text = format!("the model's queue is full ({} waiting): retry later", self.capacity);
-                Some((FailureReason::Rejected, Error::new(ErrorKind::Overloaded, text)))
-            } else {
-                state.waiting.push_back(Job { work, queued: Instant::now(), reply });
-                if state.ask() {
-                    drop(state);
-                    self.executor.submit(Arc::clone(self));
+            let has_instances = state.instances > 0;
+            let now = Instant::now();
+            let state = &mut *state;
+            match &mut state.batcher {
+                None => return Err(unloaded()),
+                Some(_) if !has_instances => Some((FailureReason::Backend, no_instance())),
+                Some(batcher) => {
+                    batcher.given_up(self.given_up.swap(0, Ordering::Relaxed));
+                    if let Some(budget) = &mut state.budget {
+                        budget.observe_arrival(now, u32::try_from(work.batch_size).unwrap_or(u32::MAX));
+                    }
+                    let place = self.order.as_ref().map(|order| order.lock().enter());
+                    let request = Job { work, likeness, place, reply };
+                    match batcher.push(Entry { request, admission, queued: now }) {
+                        Ok(()) => None,
+                        Err((Rejected::Full { limit, .. }, mut job)) => {
+                            self.leave_order(job.place.take());
+                            let text = format!("the model's queue is full ({limit} waiting): retry later");
+                            Some((FailureReason::Rejected, Error::new(ErrorKind::Overloaded, text)))
+                        }
+                    }
                 }
-                None
             }
         };
-        match refused {
-            None => Ok(answer),
-            Some((reason, error)) => {
-                self.statistics.record_failure(reason, arrived.elapsed());
-                Err(error)
-            }
+        if let Some((reason, error)) = refused {
+            self.statistics().record_failure(reason, arrived.elapsed());
+            return Err(error);
+        }
+        let ask = self.state.lock().ask(Instant::now(), None);
+        if let Some(ask) = ask {
+            self.carry_out(ask);
+        }
+        Ok(())
+    }
+
+    /// A reminder came for a group that cannot take its turn yet; it stands in line as if it had been asked.
+    pub(super) fn reminded(&self, group: usize) {
+        let mut state = self.state.lock();
+        state.reminder = None;
+        if let Some(group) = state.groups.get_mut(group) {
+            group.asked += 1;
         }
     }
 
-    /// One turn on a device's thread: the first request that is still wanted. Says whether the queue wants another.
-    pub(super) fn turn(self: &Arc<Self>) -> bool {
+    /// One turn on a device's thread: the batch that is due. Says whether the same group wants another.
+    pub(super) fn turn(self: &Arc<Self>, group: usize, turn: Turn) -> bool {
         let pinned = self.pin();
-        let (job, instance) = {
+        let mut given = None;
+        let mut reminder = None;
+        let expired;
+        {
             let mut state = self.state.lock();
+            let state = &mut *state;
             // A queue that was closed meanwhile has nothing asked.
-            state.asked = state.asked.saturating_sub(1);
+            let Some(own) = state.groups.get_mut(group) else { return false };
+            match turn {
+                Turn::Asked => own.asked = own.asked.saturating_sub(1),
+                Turn::Reminded => state.reminder = None,
+            }
             // The short way may have taken the instance; it asks for a turn when it gives it back.
-            if pinned.is_none() || state.idle.is_empty() {
+            if pinned.is_none() || own.idle.is_empty() {
                 return false;
             }
-            let Some(job) = self.next_wanted(&mut state.waiting) else { return false };
-            let Some(instance) = state.idle.pop() else { return false };
-            (job, instance)
-        };
-        let Job { work, queued, reply } = job;
-        let ran = self.execute(instance, &work);
-        // A caller that is gone has counted itself, as canceled or too late.
-        if !reply.is_closed() {
-            self.record(&ran, &work, queued);
+            let now = Instant::now();
+            let delay = state.delay(now);
+            let Some(batcher) = &mut state.batcher else { return false };
+            batcher.given_up(self.given_up.swap(0, Ordering::Relaxed));
+            match batcher.next(now, delay) {
+                Next::Batch(batch) => {
+                    given =
+                        state.groups.get_mut(group).and_then(|own| own.idle.pop()).map(|instance| (batch, instance));
+                }
+                Next::Wait(at) => {
+                    if state.reminder.is_none_or(|reminder| at < reminder) {
+                        state.reminder = Some(at);
+                        reminder = Some(Ask::Reminder(group, at));
+                    }
+                }
+                Next::Nothing => {}
+            }
+            expired = state.batcher.as_mut().map(Batcher::take_expired).unwrap_or_default();
         }
-        let _gone = reply.send(ran.result);
-        self.take_back(ran.instance)
+        for entry in expired {
+            // The caller, who watches the same deadline, counts it.
+            self.answer(entry.request, Err(deadline_exceeded()));
+        }
+        if let Some(ask) = reminder {
+            self.carry_out(ask);
+        }
+        let Some((batch, instance)) = given else { return false };
+        let items = batch.iter().map(|entry| entry.request.items()).fold(0, u32::saturating_add);
+        let began = Instant::now();
+        let instance = self.run(instance, batch, group);
+        let ran = began.elapsed();
+        if let Some(budget) = &mut self.state.lock().budget {
+            budget.observe_run(items, ran);
+        }
+        match self.take_back(instance, group) {
+            Some(Ask::Turn(asked)) if asked == group => true,
+            Some(ask) => {
+                self.carry_out(ask);
+                false
+            }
+            None => false,
+        }
     }
 
-    /// Takes requests off the queue up to the first whose caller is there and whose deadline is not past.
-    fn next_wanted(&self, waiting: &mut VecDeque<Job>) -> Option<Job> {
-        let now = Instant::now();
-        while let Some(job) = waiting.pop_front() {
-            if job.reply.is_closed() {
-                continue;
+    /// Runs a batch and answers its requests; the instance comes back unless it panicked beyond repair.
+    fn run(
+        self: &Arc<Self>,
+        instance: Box<dyn ModelInstance>,
+        batch: Vec<Entry<Job>>,
+        group: usize,
+    ) -> Option<Box<dyn ModelInstance>> {
+        let replace = |broken| self.replace(broken, group);
+        if self.decoupled {
+            let mut instance = Some(instance);
+            for Entry { request, queued, .. } in batch {
+                let Some(running) = instance.take() else {
+                    self.answer(request, Err(no_instance()));
+                    continue;
+                };
+                instance = self.runner.run_stream(running, request.work, queued, request.reply, &replace);
             }
-            if job.work.deadline.is_some_and(|deadline| deadline.is_past(now)) {
-                // The caller, who watches the same deadline, counts it.
-                let _gone = job.reply.send(Err(deadline_exceeded()));
-                continue;
-            }
-            return Some(job);
+            return instance;
         }
-        None
+        let (jobs, queued): (SmallVec<[Job; 8]>, SmallVec<[Instant; 8]>) =
+            batch.into_iter().map(|entry| (entry.request, entry.queued)).unzip();
+        let (left, results) = {
+            let works: SmallVec<[&Work; 8]> = jobs.iter().map(|job| &job.work).collect();
+            let is_gone = |index: usize| jobs.get(index).is_none_or(Job::is_gone);
+            self.runner.run(Some(instance), &works, &queued, &is_gone, &replace)
+        };
+        for (job, result) in jobs.into_iter().zip(results) {
+            self.answer(job, result);
+        }
+        left
+    }
+
+    /// Answers a request, after those before it where answers leave in order.
+    fn answer(&self, job: Job, result: Result<NamedTensors>) {
+        let Job { place, reply, .. } = job;
+        match (&self.order, place) {
+            (Some(order), Some(place)) => {
+                let released: SmallVec<[_; 4]> = order.lock().finish(place, (reply, result)).collect();
+                for (reply, result) in released {
+                    reply.finish(result);
+                }
+            }
+            _ => reply.finish(result),
+        }
+    }
+
+    fn leave_order(&self, place: Option<Place>) {
+        if let (Some(order), Some(place)) = (&self.order, place) {
+            let released: SmallVec<[_; 4]> = order.lock().leave(place).collect();
+            for (reply, result) in released {
+                reply.finish(result);
+            }
+        }
     }
 
     fn pin(&self) -> Option<Running<'_>> {
@@ -277,54 +549,11 @@ impl ModelQueue {
         self.running.try_pin().then(|| Running(&self.running))
     }
 
-    /// Runs the work on the instance, which comes back unless it panicked beyond repair.
-    fn execute(&self, mut instance: Box<dyn ModelInstance>, work: &Work) -> Ran {
-        let batch = Batch { inputs: &work.inputs, outputs: &work.outputs };
-        let start = Instant::now();
-        let executed = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)));
-        let end = Instant::now();
-        let run = end.duration_since(start);
-        // A refusal says nothing of how long an answer takes.
-        if matches!(executed, Ok(Ok(_))) || run > LIMIT {
-            self.promptness.observe(run, work.input_bytes());
-        }
-        let (instance, result) = match executed {
-            Ok(Ok(Execution { outputs, compute_start, compute_end })) => {
-                let times = ExecutionTimes { start, compute_start, compute_end, end };
-                self.statistics.record_execution(work.batch_size, 1, &times);
-                (Some(instance), Ok(outputs))
-            }
-            Ok(Err(error)) => (Some(instance), Err(error)),
-            Err(_panic) => {
-                tracing::error!("a model instance panicked and is replaced");
-                (self.replace(instance), Err(Error::internal("the model instance panicked")))
-            }
-        };
-        Ran { instance, result, start, end }
-    }
-
-    /// Another instance for one that panicked: what that holds may be half done. Either may panic again, and this thread
-    /// is the device's.
-    fn replace(&self, broken: Box<dyn ModelInstance>) -> Option<Box<dyn ModelInstance>> {
-        let model = self.model.lock().clone();
-        let made = catch_unwind(AssertUnwindSafe(|| {
-            drop(broken);
-            model.map(|model| model.instance()).transpose()
-        }));
-        let made = made.unwrap_or_else(|_panic| Err(Error::internal("replacing the instance panicked too")));
-        made.unwrap_or_else(|error| {
-            tracing::error!(error = %error.report(), "a panicked instance cannot be replaced");
-            None
-        })
-    }
-
-    /// Counts a request that was answered.
-    fn record(&self, ran: &Ran, work: &Work, queued: Instant) {
-        let total = ran.end.saturating_duration_since(work.arrived);
-        match ran.result {
-            Ok(_) => self.statistics.record_success(total, ran.start.saturating_duration_since(queued)),
-            Err(_) => self.statistics.record_failure(FailureReason::Backend, total),
-        }
+    /// Another instance for one that panicked: what that holds may be half done.
+    fn replace(&self, broken: Box<dyn ModelInstance>, group: usize) -> Result<Box<dyn ModelInstance>> {
+        let model = self.models.lock().get(group).cloned();
+        drop(broken);
+        model.ok_or_else(unloaded)?.instance()
     }
 
     /// Lets nothing new in, waits for what runs, answers what waits with `NotReady`, and gives out the instances and the
@@ -332,29 +561,68 @@ impl ModelQueue {
     pub async fn close(&self) -> Remains {
         self.running.retire();
         self.running.drained().await;
-        let State { waiting, idle, .. } = std::mem::take(&mut *self.state.lock());
+        let State { batcher, groups, .. } = std::mem::take(&mut *self.state.lock());
         // Their callers are told by the closed channel.
-        drop(waiting);
-        Remains { _instances: idle, _model: self.model.lock().take() }
+        drop(batcher);
+        let instances = groups.into_iter().flat_map(|group| group.idle).collect();
+        Remains { _instances: instances, _models: std::mem::take(&mut *self.models.lock()) }
     }
 }
 
-/// An execution that ended.
-struct Ran {
-    instance: Option<Box<dyn ModelInstance>>,
-    result: Result<NamedTensors>,
-    start: Instant,
-    end: Instant,
+/// The answers of a decoupled model to one request.
+pub struct AnswerStream {
+    receiver: mpsc::Receiver<Result<Answer>>,
+    queue: Arc<ModelQueue>,
+    arrived: Instant,
+    is_over: bool,
 }
 
-/// What is left of a closed queue: instances first, then the model they share.
+impl AnswerStream {
+    /// The next answer; `None` after the last.
+    pub fn poll_next(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<Option<Result<Answer>>> {
+        if self.is_over {
+            return std::task::Poll::Ready(None);
+        }
+        let next = std::task::ready!(self.receiver.poll_recv(context));
+        let next = next.unwrap_or_else(|| Err(unloaded()));
+        self.is_over = match &next {
+            Ok(answer) => answer.last,
+            Err(error) => {
+                if error.kind() == ErrorKind::DeadlineExceeded {
+                    self.queue.statistics().record_failure(FailureReason::Rejected, self.arrived.elapsed());
+                }
+                true
+            }
+        };
+        std::task::Poll::Ready(Some(next))
+    }
+}
+
+impl Drop for AnswerStream {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.queue.given_up.fetch_add(1, Ordering::Relaxed);
+            self.queue.statistics().record_failure(FailureReason::Canceled, self.arrived.elapsed());
+        }
+    }
+}
+
+/// What is left of a closed queue: instances first, then the models they share.
 pub struct Remains {
     _instances: Vec<Box<dyn ModelInstance>>,
-    _model: Option<Arc<dyn Model>>,
+    _models: SmallVec<[Arc<dyn Model>; 1]>,
 }
 
-fn no_instance() -> Error {
+pub(super) fn no_instance() -> Error {
     Error::new(ErrorKind::BackendFailed, "every instance of the model panicked: unload and load it again")
+}
+
+fn unloaded() -> Error {
+    Error::not_ready("the model was unloaded before the request ran")
+}
+
+fn deadline_exceeded() -> Error {
+    Error::new(ErrorKind::DeadlineExceeded, "the request's deadline passed before it could be answered")
 }
 
 /// Keeps a queue from being seen as closed.
@@ -364,10 +632,6 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.0.unpin();
     }
-}
-
-fn deadline_exceeded() -> Error {
-    Error::new(ErrorKind::DeadlineExceeded, "the request's deadline passed before it could be answered")
 }
 
 /// Counts a request whose caller went away.
@@ -388,44 +652,10 @@ impl Drop for CancelGuard<'_> {
         if self.armed {
             let waited: Duration = self.arrived.elapsed();
             self.queue.given_up.fetch_add(1, Ordering::Relaxed);
-            self.queue.statistics.record_failure(FailureReason::Canceled, waited);
+            self.queue.statistics().record_failure(FailureReason::Canceled, waited);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::executor::Executor;
-    use super::*;
-    use crate::backend::gated::Gated;
-    use crate::backend::{Backend, ModelFiles};
-    use crate::inference::DeviceId;
-    use crate::model_config::{UnknownFields, parse};
-
-    #[tokio::test]
-    async fn a_turn_that_comes_after_the_end_changes_nothing() {
-        let tensor = "[ { name: \"x\" data_type: TYPE_INT32 dims: [ -1 ] } ]";
-        let text = format!("name: \"m\" backend: \"gated\" input {tensor} output {tensor}");
-        let config = parse(&text, UnknownFields::Deny).unwrap().config;
-        let files = ModelFiles {
-            directory: ".".into(),
-            version_directory: ".".into(),
-            version: 1,
-            model_file: None,
-            derived: None,
-        };
-        let model = Gated::default().load(&files, &config, DeviceId::Cpu).unwrap();
-        let executor = Executor::start(DeviceId::Cpu, 1, 1).unwrap();
-        let queue = ModelQueue::new(model.into(), 1, 1, executor.handle(), Arc::default()).unwrap();
-        let running = queue.pin().unwrap();
-        let closing = queue.close();
-        tokio::pin!(closing);
-        assert!(futures_util::poll!(closing.as_mut()).is_pending());
-        assert!(!queue.turn());
-        assert!(queue.pin().is_none());
-        assert!(futures_util::poll!(closing.as_mut()).is_pending(), "what runs is waited for");
-        drop(running);
-        drop(closing.await);
-        assert_eq!(queue.running.count(), 0);
-    }
-}
+mod tests;

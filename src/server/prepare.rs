@@ -6,9 +6,9 @@ use compact_str::CompactString;
 use smallvec::SmallVec;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::inference::{Deadline, InferenceRequest, NamedTensor, NamedTensors};
+use crate::inference::{InferenceRequest, NamedTensor, NamedTensors};
 use crate::lifecycle::handle::LoadedVersion;
-use crate::scheduler::queue::Work;
+use crate::scheduler::work::Work;
 use crate::tensor::Shape;
 
 /// Checks a request against a model and puts its tensors in order. The texts are Triton's where its clients' tests pin
@@ -81,13 +81,8 @@ pub(super) fn prepare(model: &LoadedVersion, request: InferenceRequest, arrived:
         }));
     }
     let outputs = wanted_outputs(model, &request.outputs).map_err(wrong)?;
-    let deadline = request.deadline;
-    let own = (!model.default_timeout.is_zero()).then(|| Deadline::after(arrived, model.default_timeout)).flatten();
-    let deadline = match (deadline, own) {
-        (Some(deadline), Some(own)) => Some(deadline.min(own)),
-        (deadline, own) => deadline.or(own),
-    };
-    Ok(Work { inputs, outputs, batch_size: batch_size.unwrap_or(1).max(1), deadline, arrived })
+    let InferenceRequest { deadline, priority, .. } = request;
+    Ok(Work { inputs, outputs, batch_size: batch_size.unwrap_or(1).max(1), deadline, priority, arrived })
 }
 
 /// The batch size of an input: at most the model's, and the same for all inputs.

@@ -15,7 +15,8 @@ use roundhouse::inference::{DeviceId, NamedTensor, NamedTensors};
 use roundhouse::metrics::statistics::{FailureReason, ModelStatistics};
 use roundhouse::model_config::{UnknownFields, parse};
 use roundhouse::scheduler::executor::Executor;
-use roundhouse::scheduler::queue::{ModelQueue, Work};
+use roundhouse::scheduler::queue::{Member, ModelQueue, Scheduling};
+use roundhouse::scheduler::work::Work;
 use roundhouse::tensor::{Shape, Tensor};
 
 use crate::support::repository::config;
@@ -66,6 +67,7 @@ fn work(tag: i32) -> Work {
         outputs: std::iter::once(0).collect(),
         batch_size: 1,
         deadline: None,
+        priority: 0,
         arrived: Instant::now(),
     }
 }
@@ -100,7 +102,8 @@ async fn play(events: Vec<Event>, threads: usize, instances: usize) {
         .map(|(name, statistics)| {
             gated.close(name, Step::Execute);
             let model = load(&gated, name);
-            ModelQueue::new(model, instances, CAPACITY, executor.handle(), Arc::clone(statistics)).unwrap()
+            let member = Member { model, instances, executor: executor.handle(), share: Arc::default() };
+            ModelQueue::new(vec![member], Scheduling::one_by_one(CAPACITY), Arc::clone(statistics)).unwrap()
         })
         .collect();
     let mut asked: Vec<Asked> = Vec::new();

@@ -1,0 +1,307 @@
+//! Whose turn it is: fair shares of a device's time between models, in proportion to their weights, after start-time
+//! fair queueing (Goyal, Vin, Cheng 1996).
+//!
+//! Each model has a virtual time, which grows with the time its turns take over its weight; the one that is furthest
+//! behind goes next. A model that was idle begins where the clock stands, so that it neither goes without nor catches up
+//! on what it did not ask for. So a model with many requests waits behind one with a single, after the turn that runs.
+//!
+//! Turns that name resources (Triton's rate limiter) wait until there are enough of them, and others go past.
+//!
+//! Pure but for the counters that devices share: no clock, no thread.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::inference::DeviceId;
+
+/// A resource that instances take while they run: by name, for one device or for all together.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ResourceName {
+    /// Its name in `rate_limiter`.
+    pub name: String,
+    /// The device whose it is; `None` for one that all devices share.
+    pub device: Option<DeviceId>,
+}
+
+/// How much there is of each resource, on all devices. One lock, held for a comparison.
+#[derive(Debug, Default)]
+pub struct Resources {
+    free: Mutex<BTreeMap<ResourceName, u64>>,
+}
+
+impl Resources {
+    /// So much of each resource.
+    #[must_use]
+    pub fn of(amounts: impl IntoIterator<Item = (ResourceName, u64)>) -> Self {
+        Self { free: Mutex::new(amounts.into_iter().collect()) }
+    }
+
+    fn take(&self, needs: &[(ResourceName, u64)]) -> bool {
+        if needs.is_empty() {
+            return true;
+        }
+        let mut free = self.free.lock();
+        let enough = needs.iter().all(|(name, count)| free.get(name).is_some_and(|free| free >= count));
+        if enough {
+            for (name, count) in needs {
+                if let Some(free) = free.get_mut(name) {
+                    *free -= count;
+                }
+            }
+        }
+        enough
+    }
+
+    fn give_back(&self, needs: &[(ResourceName, u64)]) {
+        let mut free = self.free.lock();
+        for (name, count) in needs {
+            *free.entry(name.clone()).or_default() += count;
+        }
+    }
+}
+
+/// A model's part of a device's time.
+#[derive(Debug)]
+pub struct Share {
+    /// Virtual nanoseconds.
+    behind: AtomicU64,
+    /// Its turns count so many times over: 1 is an ordinary share, 2 half of one.
+    cost: u32,
+    /// What a turn needs.
+    needs: Vec<(ResourceName, u64)>,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self::new(1, Vec::new())
+    }
+}
+
+impl Share {
+    /// A share of one `cost`th of an ordinary one, whose turns need resources.
+    #[must_use]
+    pub fn new(cost: u32, needs: Vec<(ResourceName, u64)>) -> Self {
+        Self { behind: AtomicU64::new(0), cost: cost.max(1), needs }
+    }
+
+    /// Whether its turns take no resources.
+    #[must_use]
+    pub const fn needs_nothing(&self) -> bool {
+        self.needs.is_empty()
+    }
+}
+
+/// What a thread is to do.
+pub(super) enum Next<E, L> {
+    /// This turn, and whose share it is of.
+    Turn(E, Arc<Share>),
+    /// Look at this one again.
+    Reminder(L),
+    /// Nothing until then, or until something comes.
+    Wait(Option<Instant>),
+}
+
+struct Reminder<L> {
+    at: Instant,
+    number: u64,
+    later: L,
+}
+
+impl<L> PartialEq for Reminder<L> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.number) == (other.at, other.number)
+    }
+}
+
+impl<L> Eq for Reminder<L> {}
+
+impl<L> PartialOrd for Reminder<L> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<L> Ord for Reminder<L> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}
+
+/// A device's line.
+pub(super) struct Turns<E, L> {
+    resources: Arc<Resources>,
+    /// By virtual start, then by arrival.
+    line: BTreeMap<(u64, u64), (E, Arc<Share>)>,
+    reminders: BinaryHeap<Reverse<Reminder<L>>>,
+    /// The virtual start of the turn that began last.
+    clock: u64,
+    number: u64,
+}
+
+impl<E, L> Turns<E, L> {
+    pub(super) fn new(resources: Arc<Resources>) -> Self {
+        Self { resources, line: BTreeMap::new(), reminders: BinaryHeap::new(), clock: 0, number: 0 }
+    }
+
+    /// Stands in line.
+    pub(super) fn enter(&mut self, entry: E, share: &Arc<Share>) {
+        let start = share.behind.load(Ordering::Relaxed).max(self.clock);
+        self.number += 1;
+        self.line.insert((start, self.number), (entry, Arc::clone(share)));
+    }
+
+    /// Asks to be reminded at `at`; whether that is sooner than anything else.
+    pub(super) fn remind(&mut self, later: L, at: Instant) -> bool {
+        let sooner = self.reminders.peek().is_none_or(|Reverse(first)| at < first.at);
+        self.number += 1;
+        self.reminders.push(Reverse(Reminder { at, number: self.number, later }));
+        sooner
+    }
+
+    /// What to do at `now`; a turn that is given out holds its resources.
+    pub(super) fn next(&mut self, now: Instant) -> Next<E, L> {
+        if self.reminders.peek().is_some_and(|Reverse(first)| first.at <= now)
+            && let Some(Reverse(reminder)) = self.reminders.pop()
+        {
+            return Next::Reminder(reminder.later);
+        }
+        let resources = &self.resources;
+        let found = self.line.iter().find(|(_, (_, share))| resources.take(&share.needs)).map(|(key, _)| *key);
+        if let Some(key) = found
+            && let Some((entry, share)) = self.line.remove(&key)
+        {
+            self.clock = self.clock.max(key.0);
+            // Where several turns of one share stand in line, each begins where the one before it began.
+            share.behind.fetch_max(key.0, Ordering::Relaxed);
+            return Next::Turn(entry, share);
+        }
+        Next::Wait(self.reminders.peek().map(|Reverse(first)| first.at))
+    }
+
+    /// Takes what a turn out of line needs.
+    pub(super) fn hold(&self, share: &Share) -> bool {
+        self.resources.take(&share.needs)
+    }
+
+    /// A turn of this share took `ran`; whether something it held is free again.
+    pub(super) fn leave(&mut self, share: &Share, ran: Duration) -> bool {
+        let ran = u64::try_from(ran.as_nanos()).unwrap_or(u64::MAX).saturating_mul(u64::from(share.cost));
+        // A turn that began out of line began now.
+        share.behind.fetch_max(self.clock, Ordering::Relaxed);
+        share.behind.fetch_add(ran.max(1), Ordering::Relaxed);
+        if share.needs.is_empty() {
+            return false;
+        }
+        self.resources.give_back(&share.needs);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Line = Turns<&'static str, &'static str>;
+
+    fn line() -> Line {
+        Turns::new(Arc::default())
+    }
+
+    fn take(line: &mut Line, now: Instant) -> Option<(&'static str, Arc<Share>)> {
+        match line.next(now) {
+            Next::Turn(entry, share) => Some((entry, share)),
+            Next::Reminder(_) | Next::Wait(_) => None,
+        }
+    }
+
+    #[test]
+    fn a_model_with_one_request_goes_before_the_second_of_a_model_with_many() {
+        let (mut line, now) = (line(), Instant::now());
+        let (many, single) = (Arc::default(), Arc::default());
+        line.enter("many", &many);
+        let (first, share) = take(&mut line, now).unwrap();
+        assert_eq!(first, "many");
+        line.enter("single", &single);
+        line.leave(&share, Duration::from_millis(5));
+        line.enter("many", &many);
+        assert_eq!(take(&mut line, now).unwrap().0, "single");
+    }
+
+    #[test]
+    fn time_is_shared_by_weight_however_long_the_turns_are() {
+        let (mut line, now) = (line(), Instant::now());
+        let shares = [("long", 1, 10), ("short", 1, 1), ("half", 2, 1)]
+            .map(|(name, cost, ms)| (name, Arc::new(Share::new(cost, Vec::new())), Duration::from_millis(ms)));
+        for (name, share, _) in &shares {
+            line.enter(name, share);
+        }
+        let mut time = BTreeMap::new();
+        for _ in 0..2000 {
+            let (name, share) = take(&mut line, now).unwrap();
+            let ran = shares.iter().find(|(other, _, _)| *other == name).unwrap().2;
+            *time.entry(name).or_insert(Duration::ZERO) += ran;
+            line.leave(&share, ran);
+            line.enter(name, &share);
+        }
+        let ratio = |one: &str, other: &str| time[one].as_secs_f64() / time[other].as_secs_f64();
+        assert!((ratio("long", "short") - 1.0).abs() < 0.05, "{time:?}");
+        assert!((ratio("short", "half") - 2.0).abs() < 0.05, "{time:?}");
+    }
+
+    #[test]
+    fn who_was_idle_does_not_catch_up_on_the_time_it_did_not_ask_for() {
+        let (mut line, now) = (line(), Instant::now());
+        let (busy, idle) = (Arc::default(), Arc::default());
+        for _ in 0..100 {
+            line.enter("busy", &busy);
+            let (_, share) = take(&mut line, now).unwrap();
+            line.leave(&share, Duration::from_millis(1));
+        }
+        let mut order = Vec::new();
+        line.enter("busy", &busy);
+        line.enter("idle", &idle);
+        for _ in 0..6 {
+            let (name, share) = take(&mut line, now).unwrap();
+            order.push(name);
+            line.leave(&share, Duration::from_millis(1));
+            line.enter(name, &share);
+        }
+        assert_eq!(order.iter().filter(|name| **name == "busy").count(), 3, "{order:?}");
+    }
+
+    #[test]
+    fn a_turn_without_its_resources_waits_and_others_go_past_it() {
+        let name = |name: &str| ResourceName { name: name.to_owned(), device: None };
+        let resources = Arc::new(Resources::of([(name("r"), 1)]));
+        let (mut line, now): (Line, _) = (Turns::new(resources), Instant::now());
+        let needy = Arc::new(Share::new(1, vec![(name("r"), 1)]));
+        let plain = Arc::default();
+        line.enter("needy", &needy);
+        line.enter("needy", &needy);
+        line.enter("plain", &plain);
+        let (first, held) = take(&mut line, now).unwrap();
+        assert_eq!(first, "needy");
+        assert_eq!(take(&mut line, now).unwrap().0, "plain");
+        assert!(take(&mut line, now).is_none());
+        assert!(line.leave(&held, Duration::from_millis(1)));
+        assert_eq!(take(&mut line, now).unwrap().0, "needy");
+    }
+
+    #[test]
+    fn reminders_come_when_they_are_due_and_in_order() {
+        let (mut line, now) = (line(), Instant::now());
+        let at = |ms| now + Duration::from_millis(ms);
+        assert!(line.remind("second", at(20)));
+        assert!(line.remind("first", at(10)));
+        assert!(!line.remind("third", at(30)));
+        assert!(matches!(line.next(now), Next::Wait(Some(until)) if until == at(10)));
+        assert!(matches!(line.next(at(25)), Next::Reminder("first")));
+        assert!(matches!(line.next(at(25)), Next::Reminder("second")));
+        assert!(matches!(line.next(at(25)), Next::Wait(Some(until)) if until == at(30)));
+    }
+}

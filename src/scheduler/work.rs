@@ -1,0 +1,32 @@
+//! Checked tensors on their way into a model.
+
+use std::time::Instant;
+
+use smallvec::SmallVec;
+
+use crate::inference::{Deadline, NamedTensors};
+
+/// Checked tensors on their way into a model.
+#[derive(Debug)]
+pub struct Work {
+    /// The inputs in the order of the signature.
+    pub inputs: NamedTensors,
+    /// The wanted outputs, as indexes into the signature.
+    pub outputs: SmallVec<[usize; 4]>,
+    /// Inferences in it: the batch dimension, 1 where there is none.
+    pub batch_size: u64,
+    /// When its answer is worth nothing any more.
+    pub deadline: Option<Deadline>,
+    /// Triton's priority: 1 is the highest, 0 the model's default.
+    pub priority: u64,
+    /// When the request came in.
+    pub arrived: Instant,
+}
+
+impl Work {
+    /// The bytes of all its inputs.
+    #[must_use]
+    pub fn input_bytes(&self) -> usize {
+        self.inputs.iter().map(|input| input.tensor.data().len()).sum()
+    }
+}
