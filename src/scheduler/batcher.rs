@@ -241,6 +241,9 @@ impl<T: Batched> Batcher<T> {
             level.len = level.fresh.len() + level.late.len();
             self.len += level.len;
         }
+        if self.levels.len() > EMPTY_LEVELS {
+            self.levels.retain(|_, level| level.len > 0);
+        }
     }
 
     /// What to do at `now`, with an idle instance. `delay` is how long a request may wait for others: that of the rules,

@@ -137,11 +137,10 @@ impl State {
         }
     }
 
-    /// What to ask of an executor now, and counts it. `only` restricts it to one group.
-    fn ask(&mut self, now: Instant, only: Option<usize>) -> Option<Ask> {
+    /// What to ask of an executor now, and counts it.
+    fn ask(&mut self, now: Instant) -> Option<Ask> {
         let spare = |(_, group): &(usize, &Group)| group.idle.len().saturating_sub(group.asked);
-        let groups = self.groups.iter().enumerate().filter(|(index, _)| only.is_none_or(|only| only == *index));
-        let (index, group) = groups.max_by_key(spare)?;
+        let (index, group) = self.groups.iter().enumerate().max_by_key(spare)?;
         if group.idle.len() <= group.asked {
             return None;
         }
@@ -354,7 +353,7 @@ impl ModelQueue {
             {
                 orphans = batcher.drain();
             }
-            again = state.ask(Instant::now(), None);
+            again = state.ask(Instant::now());
         }
         for entry in orphans {
             self.answer(entry.request, Err(no_instance()));
@@ -410,7 +409,7 @@ impl ModelQueue {
             self.statistics().record_failure(reason, arrived.elapsed());
             return Err(error);
         }
-        let ask = self.state.lock().ask(Instant::now(), None);
+        let ask = self.state.lock().ask(Instant::now());
         if let Some(ask) = ask {
             self.carry_out(ask);
         }
@@ -430,7 +429,7 @@ impl ModelQueue {
     pub(super) fn turn(self: &Arc<Self>, group: usize, turn: Turn) -> bool {
         let pinned = self.pin();
         let mut given = None;
-        let mut reminder = None;
+        let mut more = None;
         let expired;
         {
             let mut state = self.state.lock();
@@ -457,7 +456,7 @@ impl ModelQueue {
                 Next::Wait(at) => {
                     if state.reminder.is_none_or(|reminder| at < reminder) {
                         state.reminder = Some(at);
-                        reminder = Some(Ask::Reminder(group, at));
+                        more = Some(Ask::Reminder(group, at));
                     }
                 }
                 Next::Nothing => {}
@@ -468,7 +467,7 @@ impl ModelQueue {
             // The caller, who watches the same deadline, counts it.
             self.answer(entry.request, Err(deadline_exceeded()));
         }
-        if let Some(ask) = reminder {
+        if let Some(ask) = more {
             self.carry_out(ask);
         }
         let Some((batch, instance)) = given else { return false };

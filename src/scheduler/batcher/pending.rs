@@ -100,11 +100,13 @@ impl<T> Pending<T> {
         batch
     }
 
-    /// Takes the last request, to put it back. All of them must be, for the other figures to hold.
+    /// Takes the last request, to put it back. All of them must be before another comes, for the other figures to hold.
     pub(super) fn pop_back(&mut self) -> Option<Entry<T>> {
         let entry = self.entries.pop_back();
         if self.entries.is_empty() {
-            *self = Self { entries: std::mem::take(&mut self.entries), ..Self::default() };
+            self.ends.clear();
+            self.queued.0.clear();
+            self.timeouts.0.clear();
         }
         entry
     }
