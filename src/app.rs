@@ -39,6 +39,7 @@ use crate::repository::registered::Registered;
 use crate::repository::s3::uri::is_s3;
 use crate::scheduler::executor::Executor;
 use crate::server::InferenceServer;
+use crate::server::shared_memory::SharedMemory;
 
 /// Everything that runs, before it runs.
 pub struct App {
@@ -195,7 +196,8 @@ impl App {
             repository_poll: config.repository_poll,
         };
         let models = ModelManager::new(loader, options, Arc::clone(&metrics));
-        let server = InferenceServer::new(models, metrics, Arc::new(monitor));
+        let server =
+            InferenceServer::new(models, metrics, Arc::new(monitor), SharedMemory::new(config.allow_client_shm));
         Ok(Self { config, server, registered, keys, executors, loading })
     }
 

@@ -264,6 +264,8 @@ pub struct ServerConfig {
     pub onnxruntime_library: Option<PathBuf>,
     /// Where runtimes are installed.
     pub runtime_dir: PathBuf,
+    /// Whether clients may use shared memory.
+    pub allow_client_shm: bool,
     /// Requests that may wait for one model.
     pub queue_capacity: usize,
     /// Limits on requests.
@@ -327,7 +329,7 @@ impl ServeOptions {
             s3_anonymous, s3_region, s3_endpoint, s3_path_style, address, http_port, metrics_port, sagemaker_port,
             sagemaker, sagemaker_model, sagemaker_model_root, sagemaker_inference_type, sagemaker_ping, endpoint_name, endpoint_keys,
             endpoint_max_payload_bytes, endpoint_load_wait_ms, endpoint_load_limit_ms, port_file, device, executor_threads, io_threads, onnxruntime_library,
-            runtime_dir, max_connections, queue_capacity, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, log,
+            runtime_dir, allow_client_shm, max_connections, queue_capacity, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, log,
             log_format,
         }
     }
@@ -405,6 +407,7 @@ impl ServeOptions {
                 Some(dir) => dir,
                 None => default_runtime_dir()?,
             },
+            allow_client_shm: self.allow_client_shm.unwrap_or(false),
             queue_capacity: self.queue_capacity.map_or(1024, NonZeroUsize::get),
             limits: RequestLimits {
                 json_bytes: self.max_json_bytes.unwrap_or(64 << 20),

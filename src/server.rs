@@ -2,6 +2,7 @@
 
 mod prepare;
 pub mod responses;
+pub mod shared_memory;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +10,7 @@ use std::time::Instant;
 
 use self::prepare::{prepare, restore_shape};
 use self::responses::Responses;
+use self::shared_memory::SharedMemory;
 use crate::backend::registry::Entry;
 use crate::device::monitor::DeviceMonitor;
 use crate::error::{Error, Result};
@@ -36,6 +38,7 @@ struct Inner {
     models: ModelManager,
     metrics: Arc<ServerMetrics>,
     monitor: Arc<dyn DeviceMonitor>,
+    shared_memory: SharedMemory,
     /// Whether the models asked for at start have been tried.
     started: AtomicBool,
     draining: AtomicBool,
@@ -51,13 +54,19 @@ pub struct BackendStatus {
 }
 
 impl InferenceServer {
-    /// A server over the models.
+    /// A server over the models, and what clients may use of shared memory.
     #[must_use]
-    pub fn new(models: ModelManager, metrics: Arc<ServerMetrics>, monitor: Arc<dyn DeviceMonitor>) -> Self {
+    pub fn new(
+        models: ModelManager,
+        metrics: Arc<ServerMetrics>,
+        monitor: Arc<dyn DeviceMonitor>,
+        shared_memory: SharedMemory,
+    ) -> Self {
         Self(Arc::new(Inner {
             models,
             metrics,
             monitor,
+            shared_memory,
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         }))
@@ -233,6 +242,12 @@ impl InferenceServer {
             },
         };
         self.0.models.loader().backends.iter().map(status).collect()
+    }
+
+    /// The regions that clients have registered.
+    #[must_use]
+    pub fn shared_memory(&self) -> &SharedMemory {
+        &self.0.shared_memory
     }
 
     // === inference ===

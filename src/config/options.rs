@@ -230,6 +230,11 @@ pub struct ServeOptions {
     #[arg(long, value_name = "DIR", env = "ROUNDHOUSE_RUNTIME_DIR", help_heading = "Running")]
     pub runtime_dir: Option<PathBuf>,
 
+    /// Whether clients on this machine may register shared memory and have tensors read from it and written to it.
+    /// [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", env = "ROUNDHOUSE_ALLOW_CLIENT_SHM", help_heading = "Running")]
+    pub allow_client_shm: Option<bool>,
+
     /// Requests that may wait for one model; a full queue answers 429. [default: 1024]
     #[arg(long, value_name = "N", env = "ROUNDHOUSE_QUEUE_CAPACITY", help_heading = "Limits")]
     pub queue_capacity: Option<NonZeroUsize>,

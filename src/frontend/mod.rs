@@ -16,6 +16,7 @@ pub mod metrics_http;
 pub mod percent;
 pub mod provenance;
 pub mod sagemaker;
+pub mod shared_tensors;
 pub mod status;
 pub mod tensor_body;
 pub mod tensor_json;

@@ -68,7 +68,9 @@ pub fn classify(response: &mut InferenceResponse, format: &ResponseFormat, handl
 /// # Errors
 /// `Internal` for an output that has no such form.
 pub async fn encode(response: InferenceResponse, format: ResponseFormat) -> Result<EncodedResponse> {
-    let as_json = |output: &crate::inference::NamedTensor| !format.output(&output.name).0;
+    let as_json = |output: &crate::inference::NamedTensor| {
+        !format.output(&output.name).0 && format.shared(&output.name).is_none()
+    };
     let bytes: usize =
         response.outputs.iter().filter(|output| as_json(output)).map(|output| output.tensor.data().len()).sum();
     off_the_io_threads(bytes >= LARGE_JSON / 4, move || tensor_json::encode_response(&response, &format)).await
@@ -87,5 +89,5 @@ pub async fn off_the_io_threads<T: Send + 'static>(
     }
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|error| Error::internal("reading or writing JSON failed").with_source(error))?
+        .map_err(|error| Error::internal("work off the I/O threads failed").with_source(error))?
 }

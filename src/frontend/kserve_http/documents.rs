@@ -28,6 +28,9 @@ const EXTENSIONS: &[&str] = &[
     "generate",
 ];
 
+/// Those that are served where clients may use shared memory.
+const SHARED_MEMORY: &[&str] = &["system_shared_memory", "cuda_shared_memory"];
+
 pub(super) async fn live() -> Response {
     empty()
 }
@@ -46,10 +49,12 @@ pub(super) async fn server_metadata(State(kserve): State<Kserve>) -> Response {
             Some(reason) => json!({"name": name, "available": false, "reason": reason}),
         })
         .collect();
+    let more = if kserve.server().shared_memory().is_allowed() { SHARED_MEMORY } else { &[] };
+    let extensions: Value = EXTENSIONS.iter().chain(more).copied().collect();
     let body = json!({
         "name": server::NAME,
         "version": env!("CARGO_PKG_VERSION"),
-        "extensions": EXTENSIONS,
+        "extensions": extensions,
         "backends": backends,
     });
     document(body.to_string())

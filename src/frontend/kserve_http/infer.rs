@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use super::super::body::{self, Body, BodyLimits};
 use super::super::compression::{self, Encoding};
 use super::super::provenance::Provenance;
+use super::super::shared_tensors;
 use super::super::status::error_response;
 use super::super::tensor_body;
 use super::super::tensor_json::{DecodedRequest, EncodedResponse};
@@ -75,7 +76,7 @@ impl Kserve {
                 body.len()
             )));
         }
-        let (handle, decoded) = if announced == Some(0) {
+        let (handle, mut decoded) = if announced == Some(0) {
             let deadline = self.deadline(arrived, None, headers);
             let handle = self.server().model(name, version, deadline).await?;
             let decoded = tensor_body::decode_raw(&handle, body)?;
@@ -92,8 +93,11 @@ impl Kserve {
             decoded.request.deadline = deadline;
             (self.server().model(name, version, deadline).await?, decoded)
         };
+        let places =
+            shared_tensors::take(self.server().shared_memory(), &mut decoded, self.0.limits.body_bytes).await?;
         let mut response = self.server().infer(&handle, decoded.request, arrived).await?;
         tensor_body::classify(&mut response, &decoded.format, &handle)?;
+        let response = shared_tensors::put(response, places).await?;
         let provenance = Provenance::of(&handle);
         drop(handle);
         tracing::debug!(

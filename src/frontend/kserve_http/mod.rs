@@ -9,6 +9,7 @@ mod generate;
 mod infer;
 mod repository;
 mod route;
+mod shared_memory;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -162,6 +163,8 @@ fn router(state: Kserve) -> Router {
         .route("/v2/repository/{repository}/index", post(repository::index))
         .route("/v2/repository/models/{*path}", axum::routing::any(repository::model_operation))
         .route("/v2/repository/{repository}/models/{*path}", axum::routing::any(repository::named_repository))
+        .route("/v2/systemsharedmemory/{*path}", axum::routing::any(shared_memory::system))
+        .route("/v2/cudasharedmemory/{*path}", axum::routing::any(shared_memory::cuda))
         .fallback(|| async { not_found() })
         .with_state(state)
         .merge(operators)

@@ -11,6 +11,7 @@ use super::super::body::{self, Body, BodyLimits};
 use super::super::compression::{self, Encoding};
 use super::super::generate::{Members, write_members};
 use super::super::provenance::Provenance;
+use super::super::shared_tensors;
 use super::super::tensor_body::{self, LARGE_JSON, off_the_io_threads};
 use super::super::tensor_json::DecodedRequest;
 use super::Inner;
@@ -135,6 +136,7 @@ impl Inner {
                 tensor_body::decode(bytes, layout.header_length(), &self.tensor_limits).await?
             }
         };
+        shared_tensors::refuse(&decoded)?;
         decoded.request.deadline = body::deadline(since, decoded.timeout, headers, self.limits.timeout);
         let DecodedRequest { request, format, .. } = decoded;
         let mut answered = self.server.infer(handle, request, arrived).await?;

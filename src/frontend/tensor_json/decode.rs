@@ -10,7 +10,8 @@ use super::elements::read_elements;
 use super::parameters::{
     boolean, check_name, check_once, count_parameter, read_request_parameters, refuse_duplicates, unsigned,
 };
-use super::{DecodedRequest, Limits, OutputFormat, ResponseFormat};
+use super::shared::{SharedParameters, is_shared};
+use super::{DecodedRequest, Limits, OutputFormat, ResponseFormat, SharedInput};
 use crate::error::{Error, Result};
 use crate::frontend::json::{Cursor, Kind, Number};
 use crate::inference::NamedTensor;
@@ -26,8 +27,7 @@ use crate::tensor::{DataType, Shape, Tensor, push_string};
 /// model's metadata nor which inputs it wants is known here: a shape and its elements agree, no more.
 ///
 /// # Errors
-/// `InvalidArgument` for what is malformed or contradicts itself, `TooLarge` for what passes `limits`, `Unsupported`
-/// for tensors in shared memory.
+/// `InvalidArgument` for what is malformed or contradicts itself, `TooLarge` for what passes `limits`.
 pub fn decode_request(body: Bytes, header_length: Option<usize>, limits: &Limits) -> Result<DecodedRequest> {
     let json_length = header_length.unwrap_or(body.len());
     let Some(json) = body.get(..json_length) else {
@@ -128,6 +128,7 @@ struct Input<'a> {
     data: Option<Data<'a>>,
     parameters: Option<()>,
     binary_size: Option<u64>,
+    shared: Option<Box<SharedParameters>>,
 }
 
 enum Data<'a> {
@@ -177,17 +178,29 @@ impl<'a> Decoder<'a> {
     fn read_inputs(&mut self, cursor: &mut Cursor<'a>) -> Result<()> {
         cursor.enter_array()?;
         while cursor.next_element()? {
-            if self.decoded.request.inputs.len() == self.limits.inputs {
+            if self.decoded.request.inputs.len() + self.decoded.shared_inputs.len() == self.limits.inputs {
                 return Err(Error::too_large(format!("more inputs than the limit of {} (inputs)", self.limits.inputs)));
             }
             self.read_input(cursor)?;
         }
-        refuse_duplicates(self.decoded.request.inputs.iter().map(|input| input.name.as_str()), "input")
+        let read = self.decoded.request.inputs.iter().map(|input| input.name.as_str());
+        if self.decoded.shared_inputs.is_empty() {
+            return refuse_duplicates(read, "input");
+        }
+        let shared = self.decoded.shared_inputs.iter().map(|input| input.name.as_str());
+        refuse_duplicates(read.chain(shared), "input")
     }
 
     fn read_input(&mut self, cursor: &mut Cursor<'a>) -> Result<()> {
-        let mut input =
-            Input { name: None, data_type: None, shape: None, data: None, parameters: None, binary_size: None };
+        let mut input = Input {
+            name: None,
+            data_type: None,
+            shape: None,
+            data: None,
+            parameters: None,
+            binary_size: None,
+            shared: None,
+        };
         cursor.enter_object()?;
         while let Some(key) = cursor.next_key()? {
             match &*key {
@@ -227,24 +240,28 @@ impl<'a> Decoder<'a> {
                 _ => cursor.skip_value()?,
             }
         }
-        let Input { name, data_type, shape, data, binary_size, .. } = input;
+        let Input { name, data_type, shape, data, binary_size, shared, .. } = input;
         let Some(name) = name else { return Err(Error::invalid("an input has no 'name'")) };
         let missing = |key: &str| Error::invalid(format!("input '{name}' has no '{key}'"));
         let data_type = data_type.ok_or_else(|| missing("datatype"))?;
         let shape = shape.ok_or_else(|| missing("shape"))?;
-        let tensor = match (data, binary_size) {
-            (Some(Data::Read(tensor)), None) => tensor,
-            (Some(Data::Skipped(mut cursor)), None) => self.read_data(&mut cursor, &name, data_type, &shape)?,
-            (None, Some(size)) => self.take_binary(&name, data_type, shape, size)?,
-            (Some(_), Some(_)) => {
-                return Err(Error::invalid(format!(
-                    "input '{name}' must have exactly one of 'data' and parameter 'binary_data_size', but has both"
-                )));
+        let place = shared.map_or(Ok(None), |shared| shared.finish(&name))?;
+        let tensor = match (data, binary_size, place) {
+            (Some(Data::Read(tensor)), None, None) => tensor,
+            (Some(Data::Skipped(mut cursor)), None, None) => self.read_data(&mut cursor, &name, data_type, &shape)?,
+            (None, Some(size), None) => self.take_binary(&name, data_type, shape, size)?,
+            (None, None, Some(place)) => {
+                check_size(&name, data_type, &shape, place.byte_size)?;
+                self.decoded.shared_inputs.push(SharedInput {
+                    name: CompactString::new(&name),
+                    data_type,
+                    shape,
+                    place,
+                });
+                return Ok(());
             }
-            (None, None) => {
-                return Err(Error::invalid(format!(
-                    "input '{name}' must have exactly one of 'data' and parameter 'binary_data_size', but has neither"
-                )));
+            (data, binary_size, place) => {
+                return Err(not_one_place(&name, data.is_some(), binary_size.is_some(), place.is_some()));
             }
         };
         self.decoded.request.inputs.push(NamedTensor { name: CompactString::new(&name), tensor });
@@ -288,7 +305,7 @@ impl<'a> Decoder<'a> {
                     check_once(&input.binary_size, &key)?;
                     input.binary_size = Some(unsigned(cursor, &key)?);
                 }
-                _ if key.starts_with("shared_memory_") => return Err(no_shared_memory("an input", &key)),
+                _ if is_shared(&key) => input.shared.get_or_insert_default().read(cursor, &key, self.limits)?,
                 _ => cursor.skip_value()?,
             }
         }
@@ -332,6 +349,7 @@ impl<'a> Decoder<'a> {
     fn read_output(&mut self, cursor: &mut Cursor<'a>) -> Result<()> {
         let mut output_name = None;
         let (mut parameters, mut binary, mut classification) = (None, None, None);
+        let mut shared = SharedParameters::default();
         cursor.enter_object()?;
         while let Some(key) = cursor.next_key()? {
             match &*key {
@@ -357,7 +375,7 @@ impl<'a> Decoder<'a> {
                                 check_once(&classification, &key)?;
                                 classification = Some(top_classes(cursor, &key)?);
                             }
-                            _ if key.starts_with("shared_memory_") => return Err(no_shared_memory("an output", &key)),
+                            _ if is_shared(&key) => shared.read(cursor, &key, self.limits)?,
                             _ => cursor.skip_value()?,
                         }
                     }
@@ -366,9 +384,15 @@ impl<'a> Decoder<'a> {
             }
         }
         let Some(name) = output_name else { return Err(Error::invalid("a requested output has no 'name'")) };
-        if binary.is_some() || classification.is_some() {
+        let shared = shared.finish(&name)?;
+        if shared.is_some() && (classification.is_some() || binary == Some(true)) {
+            let other = if classification.is_some() { "classification" } else { "binary_data" };
+            // Triton's text.
+            return Err(Error::invalid(format!("Output can't set both 'shared_memory_region' and '{other}'")));
+        }
+        if binary.is_some() || classification.is_some() || shared.is_some() {
             let name = CompactString::new(&name);
-            self.decoded.format.outputs.push(OutputFormat { name, binary, classification });
+            self.decoded.format.outputs.push(OutputFormat { name, binary, classification, shared });
         }
         self.decoded.request.outputs.push(CompactString::new(&name));
         Ok(())
@@ -398,7 +422,31 @@ fn too_many_elements(name: &str, shape: &Shape) -> Error {
     Error::invalid(format!("input '{name}': shape {shape} has more elements than can be counted"))
 }
 
+/// Checks that a tensor in shared memory has the bytes of its shape, before anything is read.
+fn check_size(name: &str, data_type: DataType, shape: &Shape, byte_size: u64) -> Result<()> {
+    let elements = shape.element_count().ok_or_else(|| too_many_elements(name, shape))?;
+    let Some(size) = data_type.size() else { return Ok(()) };
+    if elements.checked_mul(size).and_then(|bytes| u64::try_from(bytes).ok()) == Some(byte_size) {
+        return Ok(());
+    }
+    // Triton's text, without its model.
+    Err(Error::invalid(format!(
+        "input byte size mismatch for input '{name}'. Expected {}, got {byte_size}",
+        (elements as u128) * (size as u128)
+    )))
+}
+
+/// Triton's text, with the input's name behind it.
 #[cold]
-fn no_shared_memory(place: &str, key: &str) -> Error {
-    Error::unsupported(format!("{place} has the parameter '{key}', but shared memory is not offered here"))
+fn not_one_place(name: &str, data: bool, binary_size: bool, region: bool) -> Error {
+    let places = [(data, "data"), (binary_size, "binary_data_size"), (region, "shared_memory_region")];
+    let mut set = String::new();
+    for (_, place) in places.iter().filter(|(is_set, _)| *is_set) {
+        set.push_str(&format!(" '{place}'"));
+    }
+    let but = if set.is_empty() { "no field is set".to_owned() } else { format!("set{set}") };
+    Error::invalid(format!(
+        "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', \
+         'shared_memory_region' in 'parameters'. But {but} (input '{name}')"
+    ))
 }

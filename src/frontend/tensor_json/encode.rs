@@ -7,10 +7,12 @@ use super::{EncodedResponse, ResponseFormat};
 use crate::error::{Error, Result};
 use crate::frontend::json::strings::write_string;
 use crate::inference::{InferenceResponse, NamedTensor, ParameterValue, Parameters};
+use crate::server::shared_memory::RegionSpec;
 use crate::tensor::{DataType, Tensor};
 
 /// Encodes a response (KServe v2, with Triton's binary tensor data extension). Outputs stand in the response's order;
-/// those that `format` wants as binary keep their bytes, uncopied, beside the JSON. Classification is not applied
+/// those that `format` wants as binary keep their bytes, uncopied, beside the JSON; those in shared memory, which the
+/// caller has written there, are named with their place. Classification is not applied
 /// here: the caller has replaced such outputs already.
 ///
 /// # Errors
@@ -19,7 +21,7 @@ pub fn encode_response(response: &InferenceResponse, format: &ResponseFormat) ->
     let mut size = 128 + response.id.len() + response.model.name.len() + 64 * response.parameters.len();
     for output in &response.outputs {
         size += 128 + output.name.len();
-        if !format.output(&output.name).0 {
+        if !format.output(&output.name).0 && format.shared(&output.name).is_none() {
             size += json_size(&output.tensor);
         }
     }
@@ -45,8 +47,9 @@ pub fn encode_response(response: &InferenceResponse, format: &ResponseFormat) ->
         if index > 0 {
             json.push(b',');
         }
-        let binary = format.output(&output.name).0;
-        write_output(&mut json, output, binary)?;
+        let shared = format.shared(&output.name);
+        let binary = shared.is_none() && format.output(&output.name).0;
+        write_output(&mut json, output, binary, shared)?;
         if binary {
             tensors.push(output.tensor.data().clone());
         }
@@ -88,7 +91,7 @@ pub fn write_parameters(json: &mut Vec<u8>, parameters: &Parameters) {
     json.push(b'}');
 }
 
-fn write_output(json: &mut Vec<u8>, output: &NamedTensor, binary: bool) -> Result<()> {
+fn write_output(json: &mut Vec<u8>, output: &NamedTensor, binary: bool, shared: Option<&RegionSpec>) -> Result<()> {
     json.extend_from_slice(b"{\"name\":");
     write_string(json, &output.name);
     json.extend_from_slice(b",\"datatype\":\"");
@@ -100,7 +103,17 @@ fn write_output(json: &mut Vec<u8>, output: &NamedTensor, binary: bool) -> Resul
         }
         write_integer(json, *dim);
     }
-    if binary {
+    if let Some(place) = shared {
+        json.extend_from_slice(b"],\"parameters\":{\"shared_memory_region\":");
+        write_string(json, &place.region);
+        if place.offset > 0 {
+            json.extend_from_slice(b",\"shared_memory_offset\":");
+            write_integer(json, place.offset);
+        }
+        json.extend_from_slice(b",\"shared_memory_byte_size\":");
+        write_integer(json, output.tensor.data().len());
+        json.extend_from_slice(b"}}");
+    } else if binary {
         json.extend_from_slice(b"],\"parameters\":{\"binary_data_size\":");
         write_integer(json, output.tensor.data().len());
         json.extend_from_slice(b"}}");

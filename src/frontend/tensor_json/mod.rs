@@ -14,6 +14,7 @@ mod elements;
 mod encode;
 mod numbers;
 mod parameters;
+mod shared;
 
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub use self::decode::{decode_raw, decode_request};
 pub use self::elements::{Elements, read_elements};
 pub use self::encode::{encode_error, encode_response, write_elements, write_parameters};
 use crate::inference::InferenceRequest;
+use crate::server::shared_memory::RegionSpec;
+use crate::tensor::{DataType, Shape};
 
 /// What a request may ask of the decoder. Passing a limit is a `TooLarge` error that names it, except for the depth,
 /// where Triton's `InvalidArgument` is kept.
@@ -69,6 +72,21 @@ pub struct DecodedRequest {
     pub timeout: Option<Duration>,
     /// How the answer is to be written.
     pub format: ResponseFormat,
+    /// The inputs that lie in shared memory; not among the request's until somebody has read them.
+    pub shared_inputs: Vec<SharedInput>,
+}
+
+/// An input that lies in shared memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedInput {
+    /// The input's name.
+    pub name: CompactString,
+    /// Its element type.
+    pub data_type: DataType,
+    /// Its dimensions, which agree with `place.byte_size` unless the type is BYTES.
+    pub shape: Shape,
+    /// Where it lies.
+    pub place: RegionSpec,
 }
 
 /// How the outputs of a response are to be written.
@@ -89,6 +107,8 @@ pub struct OutputFormat {
     pub binary: Option<bool>,
     /// Its `classification`, if given: how many of the top classes to answer instead of the tensor. Never 0.
     pub classification: Option<u32>,
+    /// Where in shared memory it is to be written, instead of the answer. Excludes `classification` and binary data.
+    pub shared: Option<RegionSpec>,
 }
 
 impl ResponseFormat {
@@ -98,6 +118,12 @@ impl ResponseFormat {
         let own = self.outputs.iter().find(|output| output.name == name);
         let binary = own.and_then(|output| output.binary).unwrap_or(self.binary_default);
         (binary, own.and_then(|output| output.classification))
+    }
+
+    /// Where in shared memory the output of this name is written, if it is.
+    #[must_use]
+    pub fn shared(&self, name: &str) -> Option<&RegionSpec> {
+        self.outputs.iter().find(|output| output.name == name)?.shared.as_ref()
     }
 }
 

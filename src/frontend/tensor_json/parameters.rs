@@ -158,6 +158,6 @@ fn scalar(cursor: &mut Cursor<'_>, key: &str) -> Result<ParameterValue> {
 }
 
 #[cold]
-fn wrong(key: &str, wanted: &str) -> Error {
+pub(super) fn wrong(key: &str, wanted: &str) -> Error {
     Error::invalid(format!("parameter '{key}' must be {wanted}"))
 }

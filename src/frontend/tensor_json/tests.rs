@@ -274,13 +274,56 @@ fn binary_tensors_are_slices_of_the_body_in_input_order() {
 #[test]
 fn an_input_has_its_data_in_exactly_one_place() {
     let input = |rest: &str| format!(r#"{{"inputs":[{{"name":"x","datatype":"INT8","shape":[1]{rest}}}]}}"#);
-    assert!(refused(&input("")).ends_with("but has neither"));
+    assert!(refused(&input("")).ends_with("'parameters'. But no field is set (input 'x')"));
     let both = r#","data":[1],"parameters":{"binary_data_size":1}"#;
-    assert!(refused(&input(both)).ends_with("but has both"));
-    let error = decode(&input(r#","parameters":{"shared_memory_region":"r"}"#)).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsupported);
-    let output = r#"{"inputs":[],"outputs":[{"name":"y","parameters":{"shared_memory_region":"r"}}]}"#;
-    assert_eq!(decode(output).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert!(refused(&input(both)).ends_with("But set 'data' 'binary_data_size' (input 'x')"));
+    let both = r#","data":[1],"parameters":{"shared_memory_region":"r","shared_memory_byte_size":1}"#;
+    assert!(refused(&input(both)).ends_with("But set 'data' 'shared_memory_region' (input 'x')"));
+}
+
+#[test]
+fn tensors_in_shared_memory_are_named_by_their_place() {
+    let input = |shape: &str, parameters: &str| {
+        format!(r#"{{"inputs":[{{"name":"x","datatype":"INT16","shape":{shape},"parameters":{{{parameters}}}}}]}}"#)
+    };
+    let at = r#""shared_memory_region":"r","shared_memory_byte_size":4"#;
+    let decoded = decode(&input("[2]", &format!(r#"{at},"shared_memory_offset":6"#))).unwrap();
+    let place = RegionSpec { region: "r".into(), offset: 6, byte_size: 4 };
+    let expected =
+        SharedInput { name: "x".into(), data_type: DataType::Int16, shape: Shape::new(&[2]), place: place.clone() };
+    assert_eq!((decoded.request.inputs.len(), &decoded.shared_inputs[..]), (0, &[expected][..]));
+    for (json, text) in [
+        (input("[3]", at), "input byte size mismatch for input 'x'. Expected 6, got 4"),
+        (
+            input("[2]", r#""shared_memory_region":"r""#),
+            "'shared_memory_byte_size' must be specified along with 'shared_memory_region' parameter for tensor 'x'",
+        ),
+        (
+            input("[2]", r#""shared_memory_offset":1"#),
+            "'shared_memory_offset' can not be specified without 'shared_memory_region' parameter for tensor 'x'",
+        ),
+        (
+            input("[2]", r#""shared_memory_region":"r","shared_memory_byte_size":-4"#),
+            "parameter 'shared_memory_byte_size' must be an unsigned integer",
+        ),
+        (input("[2]", r#""shared_memory_region":7"#), "parameter 'shared_memory_region' must be a string"),
+    ] {
+        assert_eq!(refused(&json), text, "{json}");
+    }
+    let twice = format!(r#"{{"name":"x","datatype":"INT16","shape":[2],"parameters":{{{at}}}}}"#);
+    assert_eq!(refused(&format!(r#"{{"inputs":[{twice},{twice}]}}"#)), "input 'x' is given twice");
+    let output = |more: &str| format!(r#"{{"inputs":[],"outputs":[{{"name":"y","parameters":{{{at}{more}}}}}]}}"#);
+    let format = decode(&output(r#","binary_data":false"#)).unwrap().format;
+    assert_eq!(format.shared("y"), Some(&RegionSpec { offset: 0, ..place }));
+    for (more, other) in [(r#","binary_data":true"#, "binary_data"), (r#","classification":1"#, "classification")] {
+        assert_eq!(refused(&output(more)), format!("Output can't set both 'shared_memory_region' and '{other}'"));
+    }
+    let written = Tensor::from_vec(Shape::new(&[2]), vec![1_i16, 2]).unwrap();
+    let response = respond(vec![NamedTensor { name: "y".into(), tensor: written }]);
+    let encoded = encode_response(&response, &ResponseFormat { binary_default: true, ..format }).unwrap();
+    assert!(encoded.tensors.is_empty() && encoded.header_length.is_none());
+    let parameters = r#""parameters":{"shared_memory_region":"r","shared_memory_byte_size":4}"#;
+    assert!(text(&encoded.json).contains(parameters), "{}", text(&encoded.json));
 }
 
 #[test]
@@ -403,7 +446,9 @@ fn a_response_is_written_in_triton_s_form() {
     response.parameters = vec![("p".into(), ParameterValue::Double(2.0)), ("q".into(), ParameterValue::Bool(false))];
     let format = ResponseFormat {
         binary_default: false,
-        outputs: [OutputFormat { name: "b".into(), binary: Some(true), classification: None }].into_iter().collect(),
+        outputs: [OutputFormat { name: "b".into(), binary: Some(true), classification: None, shared: None }]
+            .into_iter()
+            .collect(),
     };
     let encoded = encode_response(&response, &format).unwrap();
     let expected = concat!(
