@@ -25,6 +25,7 @@ mod queue;
 mod s3;
 mod sagemaker;
 mod scheduling;
+mod shared_memory;
 mod start;
 mod support;
 mod wire;

@@ -129,6 +129,11 @@ fn links_and_folders_are_no_objects() {
     std::os::unix::fs::symlink(&object.path, &link.path).unwrap();
     let memory = SharedMemory::new(true);
     assert_eq!(refused(memory.register_system("r", &link.key, 0, 4)).0, ErrorKind::Internal);
+    std::fs::remove_file(&link.path).unwrap();
+    std::fs::create_dir(&link.path).unwrap();
+    let (kind, text) = refused(memory.register_system("r", &link.key, 0, 4));
+    std::fs::remove_dir(&link.path).unwrap();
+    assert_eq!(kind, ErrorKind::Internal, "{text}");
 }
 
 #[test]
