@@ -20,6 +20,7 @@ use crate::backend::identity::Identity;
 use crate::backend::onnxruntime::{self, OnnxRuntime};
 use crate::backend::registry::{BackendRegistry, Entry};
 use crate::backend::runtime_paths::onnxruntime_path;
+use crate::cache::response::ResponseCache;
 use crate::config::{ModelControl, ServerConfig, UnknownConfigFields};
 use crate::device::allocator::fix_thresholds;
 use crate::device::selection::select;
@@ -179,6 +180,7 @@ impl App {
             retain: config.retain,
             loading: loading.handle.clone(),
             meter: Arc::default(),
+            responses: ResponseCache::new(config.cache.response_bytes),
             backends: Arc::new(backends),
             devices,
             queue_capacity: config.queue_capacity,

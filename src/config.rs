@@ -14,7 +14,7 @@ mod folders;
 pub mod options;
 pub mod sagemaker;
 
-use self::amount::{Amount, MemoryLimit};
+use self::amount::{Amount, CacheBytes, MemoryLimit};
 use self::folders::default_cache_dir;
 pub use self::folders::default_runtime_dir;
 pub use self::options::ServeOptions;
@@ -196,6 +196,8 @@ pub struct CacheConfig {
     pub min_residency: Duration,
     /// How long a load waits for room.
     pub room_wait: Duration,
+    /// How many bytes of host memory answers may take; 0 for no response cache.
+    pub response_bytes: u64,
 }
 
 /// How models are fetched.
@@ -325,7 +327,7 @@ impl ServeOptions {
         or! {
             model_repository, model_control, load_model, unknown_config_fields, load_concurrency, load_retry_ms,
             repository_poll_s, retain, pin_model, prefetch_model, cache_dir, cache_capacity, memory_limit, eviction,
-            eviction_policy, min_residency_ms, room_wait_ms, fetch_concurrency, fetch_parts, fetch_timeout_ms,
+            eviction_policy, min_residency_ms, room_wait_ms, response_cache_bytes, fetch_concurrency, fetch_parts, fetch_timeout_ms,
             s3_anonymous, s3_region, s3_endpoint, s3_path_style, address, http_port, metrics_port, sagemaker_port,
             sagemaker, sagemaker_model, sagemaker_model_root, sagemaker_inference_type, sagemaker_ping, endpoint_name, endpoint_keys,
             endpoint_max_payload_bytes, endpoint_load_wait_ms, endpoint_load_limit_ms, port_file, device, executor_threads, io_threads, onnxruntime_library,
@@ -381,6 +383,7 @@ impl ServeOptions {
                 rule: self.eviction_policy.unwrap_or_default(),
                 min_residency: Duration::from_millis(self.min_residency_ms.unwrap_or(100)),
                 room_wait: Duration::from_millis(self.room_wait_ms.unwrap_or(10_000)),
+                response_bytes: self.response_cache_bytes.map_or(0, |CacheBytes(bytes)| bytes),
             },
             fetch: FetchConfig {
                 concurrency: self.fetch_concurrency.map_or(8, NonZeroUsize::get),

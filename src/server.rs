@@ -1,5 +1,6 @@
 //! `InferenceServer`: what the server does, in the words of no protocol.
 
+mod cached;
 mod prepare;
 pub mod responses;
 pub mod shared_memory;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use self::cached::infer_cached;
 use self::prepare::{prepare, restore_shape};
 use self::responses::Responses;
 use self::shared_memory::SharedMemory;
@@ -263,10 +265,14 @@ impl InferenceServer {
         arrived: Instant,
     ) -> Result<InferenceResponse> {
         let id = request.id.clone();
+        let parameters = model.responses.as_ref().map(|_| request.parameters.clone());
         let work = prepare(model, request, arrived).inspect_err(|_| {
             model.statistics.record_failure(FailureReason::Other, arrived.elapsed());
         })?;
-        let mut outputs = model.queue.infer(work).await?;
+        let mut outputs = match (&model.responses, parameters) {
+            (Some(responses), Some(parameters)) => infer_cached(model, responses, &parameters, work).await?,
+            _ => model.queue.infer(work).await?,
+        };
         for output in &mut outputs {
             let metadata = model.outputs.iter().find(|metadata| metadata.name == output.name);
             if let Some(TensorMetadata { reshape: Some(reshape), dims, .. }) = metadata {
@@ -310,6 +316,10 @@ impl InferenceServer {
                 self.0.metrics.set_labelled(defs::GPU_MEMORY_USED, &labels, memory.used as f64);
             }
         }
+        if let Some(responses) = &self.0.models.loader().responses {
+            #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
+            self.0.metrics.set(defs::RESPONSE_CACHE_BYTES, responses.bytes() as f64);
+        }
         self.0.models.count_uses();
         #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
         for book in self.0.models.books(&*self.0.monitor) {
@@ -330,6 +340,7 @@ impl InferenceServer {
                 statistics: &loaded.statistics,
                 pending: loaded.queue.pending(),
                 load_seconds: loaded.load_duration.as_secs_f64(),
+                cached: loaded.responses.is_some(),
             })
             .collect();
         self.0.metrics.render(&series)

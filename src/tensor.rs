@@ -183,6 +183,19 @@ impl Shape {
         self.rank() == pattern.len()
             && self.0.iter().zip(pattern).all(|(dim, expected)| *expected == -1 || dim == expected)
     }
+
+    /// The shape a runtime is given for a tensor of this one, which matches `dims`: the batch dimension where `batched`,
+    /// then `reshape` with each -1 taking, in order, what stands at the -1s of `dims`. `None` if the element counts differ.
+    #[must_use]
+    pub fn through_reshape(&self, dims: &[i64], reshape: &[i64], batched: bool) -> Option<Self> {
+        let skip = usize::from(batched);
+        let mut free = self.0.iter().zip(dims).skip(skip).filter(|(_, dim)| **dim == -1).map(|(size, _)| *size);
+        let mut result: Self = self.0.iter().take(skip).copied().collect();
+        for &dim in reshape {
+            result.push(if dim == -1 { free.next()? } else { dim });
+        }
+        (result.element_count() == self.element_count()).then_some(result)
+    }
 }
 
 impl fmt::Display for Shape {
@@ -414,6 +427,15 @@ fn count_strings(data: &[u8]) -> Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reshape_keeps_the_batch_and_hands_on_free_dimensions() {
+        let shape = Shape::new(&[8, 5, 1]);
+        assert_eq!(shape.through_reshape(&[-1, -1, 1], &[-1], true), Some(Shape::new(&[8, 5])));
+        assert_eq!(Shape::new(&[4, 1]).through_reshape(&[-1, 1], &[], true), Some(Shape::new(&[4])));
+        assert_eq!(Shape::new(&[6]).through_reshape(&[6], &[2, 3], false), Some(Shape::new(&[2, 3])));
+        assert_eq!(Shape::new(&[6]).through_reshape(&[6], &[2, 2], false), None);
+    }
 
     #[test]
     fn a_vector_becomes_a_tensor_and_is_seen_again_without_a_copy() {

@@ -124,7 +124,9 @@ pub(super) fn open_pool(config: &CacheConfig, device: DeviceId, monitor: &dyn De
         DeviceChoice::Gpu(index) => device == DeviceId::Gpu(index),
     };
     let given = config.memory_limits.iter().find(|limit| is_it(limit.device)).map(|limit| limit.amount);
-    let limit = given.unwrap_or(Amount::Fraction(0.9)).of(free);
+    // Answers that are kept lie beside the models.
+    let answers = if device == DeviceId::Cpu { config.response_bytes } else { 0 };
+    let limit = given.unwrap_or(Amount::Fraction(0.9)).of(free.saturating_sub(answers));
     let policy: Box<dyn EvictionPolicy<Name>> = match config.rule {
         EvictionRule::CostAware => Box::new(CostAware::default()),
         EvictionRule::Lru => Box::new(Lru::default()),

@@ -8,4 +8,5 @@ pub mod cost_aware;
 pub mod disk;
 pub mod eviction;
 pub mod memory_pool;
+pub mod response;
 pub mod table;

@@ -105,6 +105,25 @@ impl FromStr for MemoryLimit {
     }
 }
 
+/// The size of the response cache, in bytes; 0 for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheBytes(pub u64);
+
+impl FromStr for CacheBytes {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        // As Triton's `--cache-config` has it.
+        let size = text.trim().strip_prefix("local,size=").unwrap_or(text);
+        match size.parse()? {
+            Amount::Bytes(bytes) => Ok(Self(bytes)),
+            Amount::Fraction(_) => Err(Error::invalid(format!(
+                "'{text}' is no size of a response cache: give bytes (1000000), a size (1GiB, 500MB), or 0 for none"
+            ))),
+        }
+    }
+}
+
 macro_rules! deserialize_from_str {
     ($($kind:ty),*) => {$(
         impl<'de> Deserialize<'de> for $kind {
@@ -114,7 +133,7 @@ macro_rules! deserialize_from_str {
         }
     )*};
 }
-deserialize_from_str!(Amount, MemoryLimit);
+deserialize_from_str!(Amount, CacheBytes, MemoryLimit);
 
 #[cfg(test)]
 mod tests {
@@ -139,6 +158,16 @@ mod tests {
     }
 
     #[test]
+    fn the_size_of_a_response_cache_is_bytes_in_our_words_or_tritons() {
+        for (text, bytes) in [("0", 0), ("1GiB", 1 << 30), ("local,size=1048576", 1 << 20)] {
+            assert_eq!(text.parse::<CacheBytes>().unwrap(), CacheBytes(bytes), "{text}");
+        }
+        for text in ["0.5", "1", "redis,host=a", "local,size=", "size=5", ""] {
+            assert!(text.parse::<CacheBytes>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn a_limit_names_its_device() {
         let limit = "gpu:1=10GiB".parse::<MemoryLimit>().unwrap();
         assert_eq!(limit, MemoryLimit { device: DeviceChoice::Gpu(1), amount: Amount::Bytes(10 << 30) });
@@ -152,6 +181,7 @@ mod tests {
         fn no_text_breaks_the_reader(text in "\\PC{0,24}") {
             let _either = text.parse::<Amount>();
             let _either = text.parse::<MemoryLimit>();
+            let _either = text.parse::<CacheBytes>();
         }
     }
 }

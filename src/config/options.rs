@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::amount::{Amount, MemoryLimit};
+use super::amount::{Amount, CacheBytes, MemoryLimit};
 use super::sagemaker::{InferenceType, Ping, SageMakerMode};
 use super::{DeviceChoice, Eviction, EvictionRule, LogFormat, ModelControl, Port, UnknownConfigFields};
 
@@ -110,6 +110,17 @@ pub struct ServeOptions {
     /// How long a load waits for room that others are using, in milliseconds, before it fails. [default: 10000]
     #[arg(long, value_name = "MS", env = "ROUNDHOUSE_ROOM_WAIT_MS", help_heading = "Cache and memory")]
     pub room_wait_ms: Option<u64>,
+
+    /// How much host memory the answers of models with `response_cache` may take, beside the models: bytes or a size such as
+    /// 1GiB; 0 for none. Triton's way to say it is understood too: `--cache-config local,size=BYTES`. [default: 0]
+    #[arg(
+        long,
+        alias = "cache-config",
+        value_name = "SIZE",
+        env = "ROUNDHOUSE_RESPONSE_CACHE_BYTES",
+        help_heading = "Cache and memory"
+    )]
+    pub response_cache_bytes: Option<CacheBytes>,
 
     /// How many models are fetched at the same time. [default: 8]
     #[arg(long, value_name = "N", env = "ROUNDHOUSE_FETCH_CONCURRENCY", help_heading = "Fetching")]

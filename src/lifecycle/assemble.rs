@@ -7,9 +7,12 @@ use std::time::{Instant, SystemTime};
 
 use smallvec::SmallVec;
 
+use super::flight::Flight;
 use super::handle::{Home, LoadedVersion, TensorMetadata};
 use super::plan::Plan;
+use super::warm_up::WarmUp;
 use crate::backend::{Model, ModelFiles};
+use crate::cache::response::ResponseCache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::{DeviceId, ModelId, Version};
 use crate::metrics::statistics::ModelStatistics;
@@ -24,8 +27,14 @@ const MAX_LABEL_BYTES: u64 = 16 << 20;
 /// The most instances of one version.
 const MAX_INSTANCES: usize = 1024;
 
-/// Loads one version. Blocking.
-pub(super) fn load_version(plan: &Plan, version: Version, began: Instant, home: &Arc<Home>) -> Result<LoadedVersion> {
+/// Loads one version and warms it up; `None` where nobody waits for it any more. Blocking.
+pub(super) fn load_version(
+    plan: &Plan,
+    version: Version,
+    began: Instant,
+    home: &Arc<Home>,
+    flight: &Arc<Flight>,
+) -> Result<Option<LoadedVersion>> {
     let directory = plan.tree.directory.clone();
     let version_directory = match &plan.tree.bare_file {
         Some(_) => directory.clone(),
@@ -57,12 +66,18 @@ pub(super) fn load_version(plan: &Plan, version: Version, began: Instant, home: 
     // A bare file in the repository's root has the whole repository for its folder.
     let folder = plan.tree.owns_directory.then_some(files.directory.as_path());
     let (inputs, outputs, output_indexes) = describe(&config, model.signature(), folder)?;
+    let warm_up = WarmUp::prepare(&config, folder, &output_indexes, flight)?;
+    let model = warm_up.around(model);
     let statistics = Arc::new(ModelStatistics::default());
     let executor = plan.place.executor.clone();
     let member = Member { model: Arc::clone(&model), instances, executor, share: Arc::default() };
     let scheduling = Scheduling::of(&config, plan.queue_capacity)?;
-    let queue = ModelQueue::new(vec![member], scheduling, Arc::clone(&statistics))?;
-    Ok(LoadedVersion {
+    let queue = ModelQueue::new(vec![member], scheduling, Arc::clone(&statistics));
+    if warm_up.was_abandoned() {
+        return Ok(None);
+    }
+    let queue = queue?;
+    Ok(Some(LoadedVersion {
         id: ModelId { name: Arc::clone(&plan.name), version },
         max_batch_size: u64::from(config.max_batch_size),
         inference_type: plan.inference_type,
@@ -74,11 +89,13 @@ pub(super) fn load_version(plan: &Plan, version: Version, began: Instant, home: 
         queue,
         model: Arc::downgrade(&model),
         statistics,
+        responses: plan.responses.as_ref().map(ResponseCache::responses),
+        warm_up: warm_up.finish(),
         load_duration: began.elapsed(),
         loaded_at: SystemTime::now(),
         pins: PinCount::default(),
         home: Arc::clone(home),
-    })
+    }))
 }
 
 type Described = (Vec<TensorMetadata>, Vec<TensorMetadata>, SmallVec<[usize; 4]>);

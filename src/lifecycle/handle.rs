@@ -15,6 +15,7 @@ use super::loader::Loader;
 use super::residency::{Retention, Tier};
 use crate::backend::{Model, ModelMemory};
 use crate::cache::memory_pool::{MemoryLease, MemoryPool, Uses};
+use crate::cache::response::Responses;
 use crate::config::sagemaker::InferenceType;
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
@@ -65,8 +66,12 @@ pub struct LoadedVersion {
     pub queue: Arc<ModelQueue>,
     /// What it counts.
     pub statistics: Arc<ModelStatistics>,
+    /// Its answers, where they are kept.
+    pub responses: Option<Arc<Responses>>,
     /// How long its load took.
     pub load_duration: Duration,
+    /// How much of that its warm-up took.
+    pub(super) warm_up: Duration,
     /// When it became ready.
     pub loaded_at: SystemTime,
     pub(super) pins: PinCount,
@@ -116,7 +121,14 @@ impl LoadedVersion {
         let remains = self.queue.close().await;
         // Memory that comes back in the middle of a load would be counted for that one.
         let meter = Arc::clone(&loader.meter);
-        let freed = loader.loading.spawn_blocking(move || meter.measure(|| drop(remains))).await;
+        let responses = self.responses.clone();
+        let free = move || {
+            drop(remains);
+            if let Some(responses) = responses {
+                responses.forget();
+            }
+        };
+        let freed = loader.loading.spawn_blocking(move || meter.measure(free)).await;
         if let Err(error) = freed {
             tracing::error!(model = %self.id, %error, "freeing the model failed");
         }

@@ -21,6 +21,7 @@ use crate::backend::ModelMemory;
 use crate::backend::registry::BackendRegistry;
 use crate::cache::eviction::Weight;
 use crate::cache::memory_pool::{MemoryLease, MemoryPool};
+use crate::cache::response::ResponseCache;
 use crate::cache::table::Eviction;
 use crate::config::{self, ModelControl};
 use crate::device::allocator::Meter;
@@ -69,6 +70,8 @@ pub struct Loader {
     pub loading: tokio::runtime::Handle,
     /// Attributes the host's memory to loads.
     pub meter: Arc<Meter>,
+    /// Where the answers of models are kept that ask for it, if the server has such a place.
+    pub responses: Option<Arc<ResponseCache>>,
 }
 
 /// Why a load ended without a fresh copy of the model.
@@ -189,7 +192,7 @@ impl Loader {
         &self,
         manager: &ModelManager,
         name: &Name,
-        flight: &Flight,
+        flight: &Arc<Flight>,
         prepared: Prepared,
     ) -> Result<(Resident, LastLoad), LoadError> {
         let Prepared { began, mut phases, plan, files, lease, given_config, _permit } = prepared;
@@ -204,10 +207,10 @@ impl Loader {
                 return Err(LoadError::Abandoned);
             }
             let loading = {
-                let (plan, home) = (Arc::clone(&plan), Arc::clone(&home));
+                let (plan, home, flight) = (Arc::clone(&plan), Arc::clone(&home), Arc::clone(flight));
                 let (meter, trimmer) = (Arc::clone(&self.meter), Arc::clone(&manager.0.trimmer));
                 move || {
-                    let measured = meter.measure(|| load_version(&plan, version, began, &home));
+                    let measured = meter.measure(|| load_version(&plan, version, began, &home, &flight));
                     // Reading a model with its weights inside takes as much again, which malloc would keep.
                     trimmer.trim(plan.file_bytes);
                     measured
@@ -220,7 +223,11 @@ impl Loader {
             };
             let (result, growth) = result.unwrap_or_else(|panic| (Err(panicked(panic)), None));
             match result {
-                Ok(version) => versions.push(Arc::new(version)),
+                Ok(Some(version)) => versions.push(Arc::new(version)),
+                Ok(None) => {
+                    self.discard(manager, versions, lease).await;
+                    return Err(LoadError::Abandoned);
+                }
                 Err(error) => {
                     self.discard(manager, versions, lease).await;
                     return Err(LoadError::Failed { versions: plan.versions.clone(), error });
@@ -228,15 +235,22 @@ impl Loader {
             }
             measured = measured.zip(growth).map(|(sum, growth)| sum.saturating_add(growth));
         }
-        phases.initialise = initialising.elapsed();
+        phases.warm_up = versions.iter().map(|version| version.warm_up).sum();
+        phases.initialise = initialising.elapsed().saturating_sub(phases.warm_up);
         let exact = versions.iter().all(|version| matches!(version.memory(), Some(ModelMemory::Exact(_))));
         // Several loads at once cannot be told apart: what was known before stays.
-        let measured = measured.and_then(|growth| plausible(growth, plan.file_bytes));
+        // What the warm-up's runs took and keep is the runtime's to count, as for runs to come.
+        let runs = versions.iter().filter_map(|version| version.memory()).map(|memory| match memory {
+            ModelMemory::Exact(_) => 0,
+            ModelMemory::Runs(bytes) => bytes,
+        });
+        let runs = runs.fold(0, u64::saturating_add);
+        let measured = measured.and_then(|growth| plausible(growth.saturating_sub(runs), plan.file_bytes));
         let loaded_bytes = measured.unwrap_or_else(|| lease.bytes());
         let keeps_files = versions.iter().any(|version| version.keeps_files());
         let fingerprint = files.fingerprint;
         let from = files.from;
-        let seconds = (phases.resolve + phases.initialise).as_secs_f64();
+        let seconds = (phases.resolve + phases.initialise + phases.warm_up).as_secs_f64();
         let resident = Resident {
             versions,
             loaded_bytes,

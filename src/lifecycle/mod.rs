@@ -19,6 +19,7 @@ mod room;
 mod slot;
 pub mod state;
 mod view;
+mod warm_up;
 
 use std::collections::HashSet;
 use std::sync::Arc;

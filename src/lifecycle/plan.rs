@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::loader::{DevicePlace, Loader};
 use super::residency::Retention;
 use crate::backend::Backend;
+use crate::cache::response::ResponseCache;
 use crate::config::sagemaker::InferenceType;
 use crate::error::{Error, Result};
 use crate::inference::{DeviceId, Version};
@@ -46,6 +47,8 @@ pub(super) struct Plan {
     pub(super) file_bytes: u64,
     /// Where the backend may keep what it made of the files.
     pub(super) derived: Option<std::path::PathBuf>,
+    /// Where its answers are kept, where they are.
+    pub(super) responses: Option<Arc<ResponseCache>>,
 }
 
 impl Loader {
@@ -89,6 +92,10 @@ impl Loader {
                 config.backend
             )));
         }
+        let responses = self.responses.as_ref().filter(|_| config.response_cache).cloned();
+        if config.response_cache && responses.is_none() {
+            tracing::warn!(model = %name, "response_cache has no effect: the server has none without --response-cache-bytes");
+        }
         let retain = parameter(&config, RETAIN, "true or false", |text| text.parse().ok())?.unwrap_or(self.retain);
         let retention = if retain { Retention::Cached } else { Retention::Transient };
         let declared_bytes = parameter(&config, MEMORY_BYTES, "a number of bytes", |text| text.parse().ok())?;
@@ -111,6 +118,7 @@ impl Loader {
             inference_type,
             file_bytes,
             derived: None,
+            responses,
         })
     }
 

@@ -101,19 +101,27 @@ pub struct Phases {
     pub wait: Duration,
     /// The runtime's own load.
     pub initialise: Duration,
+    /// Requests made up for the model, on each instance.
+    pub warm_up: Duration,
 }
 
 impl Phases {
     /// All together.
     #[must_use]
     pub fn total(&self) -> Duration {
-        self.resolve + self.fetch + self.wait + self.initialise
+        self.resolve + self.fetch + self.wait + self.initialise + self.warm_up
     }
 
     /// Each with its word in metrics and documents.
     #[must_use]
-    pub const fn each(&self) -> [(&'static str, Duration); 4] {
-        [("resolve", self.resolve), ("fetch", self.fetch), ("wait", self.wait), ("initialise", self.initialise)]
+    pub const fn each(&self) -> [(&'static str, Duration); 5] {
+        [
+            ("resolve", self.resolve),
+            ("fetch", self.fetch),
+            ("wait", self.wait),
+            ("initialise", self.initialise),
+            ("warm_up", self.warm_up),
+        ]
     }
 }
 

@@ -108,6 +108,41 @@ pub const PENDING_REQUESTS: Family = family(
     MODEL,
     "Instantaneous number of requests waiting to be executed",
 );
+/// Requests answered from the response cache.
+pub const CACHE_HITS: Family = family(
+    "nv_cache_num_hits_per_model",
+    Kind::Counter,
+    MODEL,
+    "Number of requests answered from the response cache; models with response_cache alone",
+);
+/// Requests whose answer was not in the response cache.
+pub const CACHE_MISSES: Family = family(
+    "nv_cache_num_misses_per_model",
+    Kind::Counter,
+    MODEL,
+    "Number of requests whose answer was not in the response cache and was computed",
+);
+/// Finding answers.
+pub const CACHE_HIT_DURATION: Family = family(
+    "nv_cache_hit_duration_per_model",
+    Kind::Counter,
+    MODEL,
+    "Cumulative duration of finding answers in the response cache, in microseconds",
+);
+/// Looking for answers that are not there, and keeping them.
+pub const CACHE_MISS_DURATION: Family = family(
+    "nv_cache_miss_duration_per_model",
+    Kind::Counter,
+    MODEL,
+    "Cumulative duration of looking in vain into the response cache and of keeping the answer, in microseconds",
+);
+/// Memory of kept answers.
+pub const RESPONSE_CACHE_BYTES: Family = family(
+    "roundhouse_response_cache_bytes",
+    Kind::Gauge,
+    &[],
+    "Host memory that kept answers take, in bytes; there where the server has a response cache",
+);
 /// How long the model's last load took.
 pub const MODEL_LOAD_DURATION: Family =
     family("nv_model_load_duration_secs", Kind::Gauge, MODEL, "Duration of the model's load in seconds");
@@ -164,7 +199,8 @@ pub const LOAD_PHASE_SECONDS: Family = family(
     "roundhouse_load_phase_seconds",
     Kind::Histogram,
     &["phase"],
-    "Duration of the parts of model loads, in seconds: resolve, fetch (with unpacking), wait (for a turn and room), initialise",
+    "Duration of the parts of model loads, in seconds: resolve, fetch (with unpacking), wait (for a turn and room), initialise, \
+     warm_up",
 );
 /// Bytes that came from the repository.
 pub const FETCHED_BYTES: Family =
@@ -242,6 +278,10 @@ pub const ALL: &[Family] = &[
     COMPUTE_INFER_DURATION,
     COMPUTE_OUTPUT_DURATION,
     PENDING_REQUESTS,
+    CACHE_HITS,
+    CACHE_MISSES,
+    CACHE_HIT_DURATION,
+    CACHE_MISS_DURATION,
     MODEL_LOAD_DURATION,
     CPU_MEMORY_TOTAL,
     CPU_MEMORY_USED,
@@ -265,6 +305,7 @@ pub const ALL: &[Family] = &[
     TIER_LIMIT,
     TIER_BOOKED,
     TIER_MODELS,
+    RESPONSE_CACHE_BYTES,
 ];
 
 /// Bucket edges of durations of loads and of waiting for them, in seconds.

@@ -17,6 +17,8 @@ pub struct ModelSeries<'a> {
     pub pending: usize,
     /// How long its load took, in seconds.
     pub load_seconds: f64,
+    /// Whether its answers are kept.
+    pub cached: bool,
 }
 
 type Read = fn(&ModelSeries<'_>) -> f64;
@@ -36,6 +38,15 @@ const PER_MODEL: &[(Family, Read)] = &[
     (defs::MODEL_LOAD_DURATION, |series| series.load_seconds),
 ];
 
+/// Families of the models whose answers are kept.
+#[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
+const PER_CACHED_MODEL: &[(Family, Read)] = &[
+    (defs::CACHE_HITS, |series| series.statistics.cache_hit.count() as f64),
+    (defs::CACHE_MISSES, |series| series.statistics.cache_miss.count() as f64),
+    (defs::CACHE_HIT_DURATION, |series| (series.statistics.cache_hit.nanoseconds() / 1000) as f64),
+    (defs::CACHE_MISS_DURATION, |series| (series.statistics.cache_miss.nanoseconds() / 1000) as f64),
+];
+
 pub(super) fn render_models(page: &mut String, models: &[ModelSeries<'_>]) {
     if models.is_empty() {
         return;
@@ -47,6 +58,15 @@ pub(super) fn render_models(page: &mut String, models: &[ModelSeries<'_>]) {
             // Writing into a String cannot fail.
             let _ =
                 writeln!(page, "{}{{model=\"{name}\",version=\"{}\"}} {}", family.name, series.version, read(series));
+        }
+    }
+    if models.iter().any(|series| series.cached) {
+        for (family, read) in PER_CACHED_MODEL {
+            head(page, family);
+            for (series, name) in models.iter().zip(&names).filter(|(series, _)| series.cached) {
+                let (version, value) = (series.version, read(series));
+                let _ = writeln!(page, "{}{{model=\"{name}\",version=\"{version}\"}} {value}", family.name);
+            }
         }
     }
     head(page, &defs::REQUEST_FAILURE);

@@ -33,6 +33,7 @@ const FROM_THE_START: &[(Family, Labels)] = &[
     (defs::LOAD_PHASE_SECONDS, &[("phase", "fetch")]),
     (defs::LOAD_PHASE_SECONDS, &[("phase", "wait")]),
     (defs::LOAD_PHASE_SECONDS, &[("phase", "initialise")]),
+    (defs::LOAD_PHASE_SECONDS, &[("phase", "warm_up")]),
     (defs::FETCHES, &[("outcome", "ok")]),
     (defs::FETCHES, &[("outcome", "failed")]),
     (defs::FETCHES, &[("outcome", "cancelled")]),
@@ -148,7 +149,7 @@ impl ServerMetrics {
         self.count(defs::LOADS_BY_SOURCE, &[("source", source)]);
     }
 
-    /// Records how long a part of a load took: `resolve`, `fetch`, `wait` or `initialise`.
+    /// Records how long a part of a load took: `resolve`, `fetch`, `wait`, `initialise` or `warm_up`.
     pub fn load_phase(&self, phase: &'static str, took: Duration) {
         self.observe(defs::LOAD_PHASE_SECONDS, &[("phase", phase)], took);
     }
@@ -214,13 +215,21 @@ mod tests {
     fn a_page_has_each_family_once_and_a_series_a_model() {
         let metrics = ServerMetrics::new().unwrap();
         let statistics = ModelStatistics::default();
-        let one = |model| ModelSeries { model, version: 1, statistics: &statistics, pending: 0, load_seconds: 0.5 };
+        let one = |model| ModelSeries {
+            model,
+            version: 1,
+            statistics: &statistics,
+            pending: 0,
+            load_seconds: 0.5,
+            cached: model == "a",
+        };
         let page = metrics.render(&[one("a"), one("b\"c")]);
         assert_eq!(page.matches("# TYPE nv_inference_request_success counter").count(), 1);
         assert!(page.contains("nv_inference_request_success{model=\"a\",version=\"1\"} 0\n"), "{page}");
         assert!(page.contains("model=\"b\\\"c\""), "{page}");
         assert!(page.contains("nv_model_load_duration_secs{model=\"a\",version=\"1\"} 0.5\n"), "{page}");
         assert!(page.contains("roundhouse_model_loads_total{outcome=\"ok\"} 0"), "{page}");
+        assert_eq!(page.matches("nv_cache_num_hits_per_model{").count(), 1, "b keeps no answers");
     }
 
     #[test]

@@ -106,6 +106,10 @@ pub struct ModelStatistics {
     pub compute_infer: DurationSum,
     /// Extracting outputs.
     pub compute_output: DurationSum,
+    /// Answers that were there already: finding them. They count as answered requests, not as inferences.
+    pub cache_hit: DurationSum,
+    /// Requests whose answer was not there: looking for it, and keeping the one that was computed.
+    pub cache_miss: DurationSum,
     failures: [AtomicU64; 4],
     inferences: AtomicU64,
     executions: AtomicU64,

@@ -14,10 +14,12 @@ pub mod diagnostic;
 pub mod message;
 pub mod ragged;
 mod read;
+mod response_cache;
 pub mod schema;
 mod support;
 pub mod text;
 mod validate;
+pub mod warm_up;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,6 +27,7 @@ use std::time::Duration;
 use self::diagnostic::{ConfigError, ConfigWarning};
 use self::message::{Message, Value};
 use self::ragged::{BatchInput, BatchOutput};
+use self::warm_up::WarmUp;
 use crate::inference::Version;
 use crate::tensor::DataType;
 
@@ -67,7 +70,9 @@ pub fn parse(text: &str, unknown: UnknownFields) -> Result<Parsed, ConfigError> 
 pub fn from_message(message: Message) -> Result<Parsed, ConfigError> {
     let config = ModelConfig::read(message)?;
     validate::validate(&config)?;
-    let warnings = support::check(config.message())?;
+    warm_up::validate(&config)?;
+    let mut warnings = support::check(config.message())?;
+    warnings.extend(response_cache::warning(config.message()));
     Ok(Parsed { config, warnings })
 }
 
@@ -106,6 +111,10 @@ pub struct ModelConfig {
     pub parameters: BTreeMap<String, String>,
     /// Whether a request may have any number of answers.
     pub decoupled: bool,
+    /// Requests that each instance answers before the model is ready.
+    pub warm_ups: Vec<WarmUp>,
+    /// Whether answers are kept and given again to the same question.
+    pub response_cache: bool,
     message: Message,
 }
 
@@ -166,6 +175,8 @@ impl Default for ModelConfig {
             default_model_filename: String::new(),
             parameters: BTreeMap::new(),
             decoupled: false,
+            warm_ups: Vec::new(),
+            response_cache: false,
             message: Message::new(&schema::MODEL_CONFIG),
         }
     }

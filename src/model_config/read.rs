@@ -8,7 +8,7 @@ use super::message::{MapKey, Message, Value};
 use super::ragged::{read_batch_input, read_batch_output};
 use super::{
     DynamicBatching, InstanceGroup, InstanceKind, ModelConfig, ModelInput, ModelOutput, QueuePolicy, TimeoutAction,
-    VersionPolicy,
+    VersionPolicy, response_cache, warm_up,
 };
 use crate::inference::Version;
 use crate::tensor::DataType;
@@ -49,6 +49,11 @@ impl ModelConfig {
                 })
                 .collect(),
             decoupled: message.message("model_transaction_policy").is_some_and(|policy| policy.flag("decoupled")),
+            warm_ups: message
+                .messages("model_warmup")
+                .map(|(sample, at)| warm_up::read(sample, at))
+                .collect::<Result<_, _>>()?,
+            response_cache: response_cache::read(&message)?,
             message,
         };
         if config.backend.is_empty()

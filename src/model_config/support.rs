@@ -75,8 +75,6 @@ const RULES: &[Rule] = &[
     rule("cc_model_filenames", Ignored, "the default model file is used on every GPU"),
     rule("metric_tags", Ignored, "metrics carry the model's name and version only"),
     rule("model_metrics", Ignored, "histograms have the server's own buckets"),
-    rule("model_warmup", Ignored, "the model is ready as soon as it is loaded"),
-    rule("response_cache.enable", Ignored, "every request is computed"),
 ];
 
 /// Compares a configuration with the table.
@@ -160,6 +158,8 @@ mod tests {
         "instance_group.gpus",
         "default_model_filename",
         "parameters",
+        "model_warmup",
+        "response_cache.enable",
     ];
 
     fn leaves(schema: &'static MessageSchema, prefix: &str, stop: &HashSet<&str>, missing: &mut Vec<String>) {
@@ -230,9 +230,7 @@ mod tests {
     #[test]
     fn what_costs_no_answer_is_warned_about_by_name() {
         let cases = [
-            ("model_warmup { name: 'w' }", "model_warmup"),
             ("metric_tags { key: 'a' value: 'b' }", "metric_tags"),
-            ("response_cache { enable: true }", "response_cache.enable"),
             ("optimization { graph { level: 1 } }", "optimization.graph"),
             ("optimization { input_pinned_memory { enable: false } }", "optimization.input_pinned_memory.enable"),
             ("optimization { priority: PRIORITY_MAX }", "optimization.priority"),

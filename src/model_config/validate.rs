@@ -104,7 +104,7 @@ fn has_same_elements(left: &[i64], right: &[i64]) -> bool {
 }
 
 /// Whether a relative path, taken from a folder, stays in it. An empty one does.
-fn stays_inside(path: &str) -> bool {
+pub(super) fn stays_inside(path: &str) -> bool {
     !path.starts_with('/') && !path.contains(['\\', '\0']) && path.split('/').all(|part| part != "..")
 }
 

@@ -65,7 +65,9 @@ pub(super) fn prepare(model: &LoadedVersion, request: InferenceRequest, arrived:
         let tensor = match &metadata.reshape {
             None => tensor,
             Some(reshape) => {
-                let shape = reshaped(tensor.shape(), &metadata.dims, reshape, model.max_batch_size > 0)
+                let shape = tensor
+                    .shape()
+                    .through_reshape(&metadata.dims, reshape, model.max_batch_size > 0)
                     .ok_or_else(|| Error::internal(format!("reshape of input '{}' does not fit", metadata.name)))?;
                 tensor.reshaped(shape)?
             }
@@ -133,18 +135,6 @@ fn missing_input(model: &LoadedVersion, rest: &[NamedTensor], taken: &[NamedTens
     )
 }
 
-/// The shape the runtime is given: the batch dimension, then `reshape` with each -1 taking, in order, what stands at the
-/// -1s of `dims`.
-fn reshaped(shape: &Shape, dims: &[i64], reshape: &[i64], batched: bool) -> Option<Shape> {
-    let skip = usize::from(batched);
-    let mut free = shape.dims().iter().zip(dims).skip(skip).filter(|(_, dim)| **dim == -1).map(|(size, _)| *size);
-    let mut result: Shape = shape.dims().iter().take(skip).copied().collect();
-    for &dim in reshape {
-        result.push(if dim == -1 { free.next()? } else { dim });
-    }
-    (result.element_count() == shape.element_count()).then_some(result)
-}
-
 /// Gives an output the shape its configuration promises: the batch dimension, then `dims` with each -1 taking, in order,
 /// what the runtime gave at the -1s of `reshape`.
 pub(super) fn restore_shape(output: &mut NamedTensor, dims: &[i64], reshape: &[i64], batched: bool) -> Result<()> {
@@ -170,15 +160,6 @@ pub(super) fn restore_shape(output: &mut NamedTensor, dims: &[i64], reshape: &[i
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_reshape_keeps_the_batch_and_hands_on_free_dimensions() {
-        let shape = Shape::new(&[8, 5, 1]);
-        assert_eq!(reshaped(&shape, &[-1, -1, 1], &[-1], true), Some(Shape::new(&[8, 5])));
-        assert_eq!(reshaped(&Shape::new(&[4, 1]), &[-1, 1], &[], true), Some(Shape::new(&[4])));
-        assert_eq!(reshaped(&Shape::new(&[6]), &[6], &[2, 3], false), Some(Shape::new(&[2, 3])));
-        assert_eq!(reshaped(&Shape::new(&[6]), &[6], &[2, 2], false), None);
-    }
 
     #[test]
     fn an_output_gets_its_configured_shape_back_wherever_the_reshape_put_the_free_dimension() {

@@ -50,6 +50,7 @@ impl Scripted {
             retain: true,
             loading: tokio::runtime::Handle::current(),
             meter: Arc::default(),
+            responses: None,
             queue_capacity: 8,
             unknown_fields: UnknownFields::Deny,
         };

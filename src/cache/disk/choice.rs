@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn only_chosen_versions_of_a_listing_are_wanted() {
-        let entries = ["m/config.pbtxt", "m/1/model.onnx", "m/2/model.onnx", "m/labels.txt", "m/02/odd"];
+        let entries = ["m/config.pbtxt", "m/1/model.onnx", "m/2/model.onnx", "m/labels.txt", "m/02/odd", "m/warmup/x"];
         let entries = entries.map(|path| (path.to_owned(), 1));
         let newest = |config: Option<&str>, available: &[Version]| {
             assert_eq!(config, Some("x"));
@@ -113,7 +113,7 @@ mod tests {
         };
         let mut selection = ArchiveSelection { name: "m", choose: &newest, found: None };
         let wanted = selection.choose(&entries, &mut |_| Ok(b"x".to_vec())).unwrap();
-        assert_eq!(wanted, [true, false, true, true, true]);
+        assert_eq!(wanted, [true, false, true, true, true, true]);
         assert_eq!(selection.found, Some((vec![1, 2], vec![2])));
     }
 }

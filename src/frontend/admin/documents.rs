@@ -163,6 +163,7 @@ struct Load {
     fetch_seconds: f64,
     wait_seconds: f64,
     initialise_seconds: f64,
+    warm_up_seconds: f64,
     total_seconds: f64,
     device_bytes: u64,
 }
@@ -177,6 +178,7 @@ impl Load {
             fetch_seconds: seconds(load.phases.fetch),
             wait_seconds: seconds(load.phases.wait),
             initialise_seconds: seconds(load.phases.initialise),
+            warm_up_seconds: seconds(load.phases.warm_up),
             total_seconds: seconds(load.phases.total()),
             device_bytes: load.bytes,
         }

@@ -162,7 +162,6 @@ pub(super) fn model_statistics(kserve: &Kserve, name: &str, version: Option<Vers
 fn statistics(loaded: &LoadedVersion) -> Value {
     let own = &loaded.statistics;
     let sum = |sum: &DurationSum| json!({"count": sum.count(), "ns": sum.nanoseconds()});
-    let none = json!({"count": 0, "ns": 0});
     let batches: Value = own
         .batches()
         .into_iter()
@@ -189,8 +188,8 @@ fn statistics(loaded: &LoadedVersion) -> Value {
             "compute_input": sum(&own.compute_input),
             "compute_infer": sum(&own.compute_infer),
             "compute_output": sum(&own.compute_output),
-            "cache_hit": none,
-            "cache_miss": none,
+            "cache_hit": sum(&own.cache_hit),
+            "cache_miss": sum(&own.cache_miss),
         },
         "response_stats": {},
         "batch_stats": batches,

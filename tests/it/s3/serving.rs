@@ -43,6 +43,32 @@ async fn every_form_of_a_model_answers_and_says_where_it_came_from() {
 }
 
 #[tokio::test]
+async fn the_data_of_a_models_warm_up_comes_with_the_versions_that_are_served() {
+    let bucket = Bucket::start().await;
+    let warm_up = "model_warmup { name: \"w\" batch_size: 1 inputs { key: \"x\" value {
+        data_type: TYPE_INT32 dims: [ 1 ] input_data_file: \"deep/nine\" } } } instance_group { count: 1 }";
+    let mut files = model_with("m", "y", 1000, warm_up);
+    files.push(("2/weights".to_owned(), noise(5, 1000)));
+    files.push(("warmup/deep/nine".to_owned(), vec![9, 0, 0, 0]));
+    files.push(("initial_state/zero".to_owned(), vec![0; 4]));
+    let named = |name: &str| {
+        let config = (files[0].0.clone(), config(name, "gated", "y", warm_up));
+        std::iter::once(config).chain(files.iter().skip(1).cloned()).collect::<Files>()
+    };
+    bucket.folder("folder", named("folder"));
+    bucket.archive("tar.tar.zst", &named("tar"));
+    bucket.archive("zip.zip", &below("inside/", named("zip")));
+    let server = bucket.serve(|_| {}).await;
+    for name in ["folder", "tar", "zip"] {
+        ask(&server, name, 1).await;
+        let order = server.gated.order();
+        let tags: Vec<_> = order.iter().filter(|run| run.model == name).map(|run| run.tag).collect();
+        assert_eq!(tags, [9, 1], "{name}");
+    }
+    server.finish().await;
+}
+
+#[tokio::test]
 async fn a_bare_model_file_answers_through_its_runtime() {
     let library = onnxruntime_path(&default_runtime_dir().unwrap());
     assert!(library.exists(), "there is no {}: run `{ONNXRUNTIME_INSTALL}`", library.display());

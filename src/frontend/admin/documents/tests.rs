@@ -43,6 +43,7 @@ fn full(name: &str) -> ModelResidency {
         fetch: Duration::from_millis(1500),
         wait: Duration::ZERO,
         initialise: Duration::from_millis(250),
+        warm_up: Duration::ZERO,
     };
     ModelResidency {
         tier: Tier::Device,
@@ -103,7 +104,7 @@ fn a_page_has_books_rows_and_where_the_next_begins() {
         + r#""device":"gpu:0","device_bytes":18446744073709551615,"host_bytes":2,"disk_bytes":3,"#
         + r#""fingerprint":"9f86d081","retention":"pinned","in_use":4,"last_use":"2025-11-24T16:00:07.000Z","loads":5,"#
         + r#""evictions":1,"last_load":{"at":"2025-11-24T16:00:01.000Z","from":"disk","resolve_seconds":0.02,"#
-        + r#""fetch_seconds":1.5,"wait_seconds":0.0,"initialise_seconds":0.25,"total_seconds":1.77,"device_bytes":6},"#
+        + r#""fetch_seconds":1.5,"wait_seconds":0.0,"initialise_seconds":0.25,"warm_up_seconds":0.0,"total_seconds":1.77,"device_bytes":6},"#
         + r#""last_eviction":{"at":"2025-11-24T16:00:00.000Z","reason":"room","made_room_for":"other","#
         + r#""age_seconds":3600.0,"idle_seconds":90.5},"fetch":{"done_bytes":30,"total_bytes":120,"#
         + r#""bytes_per_second":60.0,"eta_seconds":1.5},"generation":41}],"next":"team/a"}"#;
