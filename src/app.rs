@@ -26,9 +26,10 @@ use crate::device::allocator::fix_thresholds;
 use crate::device::selection::select;
 use crate::error::{Error, Result};
 use crate::frontend::kserve_http::Kserve;
+use crate::frontend::listener::{self, Serving};
+use crate::frontend::metrics_http;
 use crate::frontend::sagemaker::keys::Keys;
 use crate::frontend::sagemaker::{SageMaker, is_endpoint};
-use crate::frontend::{listener, metrics_http};
 use crate::lifecycle::files::Files;
 use crate::lifecycle::loader::{DevicePlace, Loader};
 use crate::lifecycle::{ManagerOptions, ModelManager};
@@ -219,7 +220,7 @@ impl App {
         let connections = TaskTracker::new();
         let stop_accepting = CancellationToken::new();
         let mut fronts = JoinSet::new();
-        let (stop, tracker, most) = (&stop_accepting, &connections, config.limits.connections);
+        let serving = Serving::new(stop_accepting.clone(), connections.clone(), config.limits.connections);
         let sagemaker = SageMaker::new(server.clone(), registered, config.sagemaker.clone(), keys, config.limits);
         if let Some(listener) = listeners.http {
             let (kserve, sagemaker) = (Kserve::new(server.clone(), config.limits), sagemaker.clone());
@@ -232,11 +233,11 @@ impl App {
                     }
                 }
             };
-            fronts.spawn(listener::serve(listener, answer, stop.clone(), tracker.clone(), most));
+            fronts.spawn(listener::serve(listener, answer, serving.clone()));
         }
         if let Some(listener) = listeners.sagemaker {
             let answer = move |request| sagemaker.clone().handle(request);
-            fronts.spawn(listener::serve(listener, answer, stop.clone(), tracker.clone(), most));
+            fronts.spawn(listener::serve(listener, answer, serving.clone()));
         }
         let routes = metrics_http::router(server.clone());
         let answer = move |request: http::Request<hyper::body::Incoming>| {
@@ -249,9 +250,9 @@ impl App {
         };
         // Metrics are served to the end of the drain, so that it can be watched.
         let stop_metrics = CancellationToken::new();
-        let watchers = TaskTracker::new();
         if let Some(listener) = listeners.metrics {
-            fronts.spawn(listener::serve(listener, answer, stop_metrics.clone(), watchers, METRICS_CONNECTIONS));
+            let serving = Serving::new(stop_metrics.clone(), TaskTracker::new(), METRICS_CONNECTIONS);
+            fronts.spawn(listener::serve(listener, answer, serving));
         }
         if let Some(path) = &config.port_file {
             write_port_file(path, addresses)?;

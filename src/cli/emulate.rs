@@ -32,7 +32,8 @@ use crate::app;
 use crate::config::LogFormat;
 use crate::config::amount::Amount;
 use crate::error::{Error, Result};
-use crate::frontend::{listener, percent};
+use crate::frontend::listener::{self, Serving};
+use crate::frontend::percent;
 use crate::repository::ModelRepository;
 use crate::repository::local::Local;
 use crate::repository::s3::uri::is_s3;
@@ -196,8 +197,8 @@ async fn emulate(args: &EmulateArgs, stop: CancellationToken, ready: impl FnOnce
 async fn serve(args: &EmulateArgs, platform: Platform, listener: TcpListener, stop: CancellationToken) {
     let front = Front::new(platform.clone(), args.endpoint_name.as_deref());
     let connections = TaskTracker::new();
-    listener::serve(listener, move |request| front.clone().handle(request), stop, connections.clone(), CONNECTIONS)
-        .await;
+    let serving = Serving::new(stop, connections.clone(), CONNECTIONS);
+    listener::serve(listener, move |request| front.clone().handle(request), serving).await;
     tracing::info!("stopping: requests in flight finish, then every model is unloaded and deleted");
     connections.close();
     let drained = tokio::time::timeout(DRAIN, connections.wait());
