@@ -7,7 +7,7 @@ use crate::cache::response::{Key, Responses};
 use crate::error::{Error, Result};
 use crate::inference::{NamedTensors, Parameters};
 use crate::lifecycle::handle::LoadedVersion;
-use crate::scheduler::queue::Work;
+use crate::scheduler::work::Work;
 
 /// Inputs above this are hashed on a thread that may block: half a millisecond's worth of bytes.
 const HASHED_HERE: usize = 512 << 10;
