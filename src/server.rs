@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use self::cached::infer_cached;
-use self::prepare::{prepare, restore_shape};
+use self::prepare::{prepare, restore_shapes};
 use self::responses::Responses;
 use self::shared_memory::SharedMemory;
 use crate::backend::registry::Entry;
@@ -18,7 +18,7 @@ use crate::device::monitor::DeviceMonitor;
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
 use crate::inference::{Deadline, InferenceRequest, InferenceResponse, Version};
-use crate::lifecycle::handle::{LoadedVersion, ModelHandle, TensorMetadata};
+use crate::lifecycle::handle::{LoadedVersion, ModelHandle};
 use crate::lifecycle::residency::{Explanation, ModelResidency, ResidencyPage, ResidencyQuery};
 use crate::lifecycle::{IndexEntry, ModelManager};
 use crate::metrics::defs;
@@ -273,12 +273,7 @@ impl InferenceServer {
             (Some(responses), Some(parameters)) => infer_cached(model, responses, &parameters, work).await?,
             _ => model.queue.infer(work).await?,
         };
-        for output in &mut outputs {
-            let metadata = model.outputs.iter().find(|metadata| metadata.name == output.name);
-            if let Some(TensorMetadata { reshape: Some(reshape), dims, .. }) = metadata {
-                restore_shape(output, dims, reshape, model.max_batch_size > 0)?;
-            }
-        }
+        restore_shapes(model, &mut outputs)?;
         Ok(InferenceResponse { model: model.id.clone(), id, parameters: Vec::new(), outputs, last: true })
     }
 
@@ -293,8 +288,15 @@ impl InferenceServer {
         request: InferenceRequest,
         arrived: Instant,
     ) -> Result<Responses> {
-        let response = self.infer(&model, request, arrived).await?;
-        Ok(Responses::single(response))
+        if !model.config.decoupled {
+            return self.infer(&model, request, arrived).await.map(Responses::single);
+        }
+        let id = request.id.clone();
+        let work = prepare(&model, request, arrived).inspect_err(|_| {
+            model.statistics.record_failure(FailureReason::Other, arrived.elapsed());
+        })?;
+        let answers = model.queue.infer_stream(work)?;
+        Ok(Responses::many(answers, model, id))
     }
 
     // === metrics ===

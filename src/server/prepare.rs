@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::{InferenceRequest, NamedTensor, NamedTensors};
-use crate::lifecycle::handle::LoadedVersion;
+use crate::lifecycle::handle::{LoadedVersion, TensorMetadata};
 use crate::scheduler::work::Work;
 use crate::tensor::Shape;
 
@@ -135,9 +135,20 @@ fn missing_input(model: &LoadedVersion, rest: &[NamedTensor], taken: &[NamedTens
     )
 }
 
+/// Gives outputs the shapes that callers were promised, where the configuration reshapes.
+pub(super) fn restore_shapes(model: &LoadedVersion, outputs: &mut NamedTensors) -> Result<()> {
+    for output in outputs {
+        let metadata = model.outputs.iter().find(|metadata| metadata.name == output.name);
+        if let Some(TensorMetadata { reshape: Some(reshape), dims, .. }) = metadata {
+            restore_shape(output, dims, reshape, model.max_batch_size > 0)?;
+        }
+    }
+    Ok(())
+}
+
 /// Gives an output the shape its configuration promises: the batch dimension, then `dims` with each -1 taking, in order,
 /// what the runtime gave at the -1s of `reshape`.
-pub(super) fn restore_shape(output: &mut NamedTensor, dims: &[i64], reshape: &[i64], batched: bool) -> Result<()> {
+fn restore_shape(output: &mut NamedTensor, dims: &[i64], reshape: &[i64], batched: bool) -> Result<()> {
     let skip = usize::from(batched);
     let runtime = output.tensor.shape().dims();
     let given = runtime.iter().skip(skip).zip(reshape).filter(|(_, dim)| **dim == -1).map(|(size, _)| *size);
