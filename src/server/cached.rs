@@ -9,8 +9,8 @@ use crate::inference::{NamedTensors, Parameters};
 use crate::lifecycle::handle::LoadedVersion;
 use crate::scheduler::work::Work;
 
-/// Inputs above this are hashed on a thread that may block: half a millisecond's worth of bytes.
-const HASHED_HERE: usize = 512 << 10;
+/// Inputs above this are hashed on a thread that may block: they take a tenth of a millisecond.
+const HASHED_HERE: usize = 128 << 10;
 
 /// The kept answer to the same question, or the model's own, which is then kept. Two callers who ask at once what nobody
 /// asked before are both computed.

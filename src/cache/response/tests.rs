@@ -1,3 +1,5 @@
+//! Keys, bounds and whose answers they are.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -126,5 +128,22 @@ proptest! {
             }
             prop_assert!(cache.bytes() <= capacity, "{} of {capacity}", cache.bytes());
         }
+    }
+}
+
+#[test]
+#[ignore = "measures; says something in a release build alone"]
+fn a_mebibyte_is_hashed_within_a_millisecond_and_a_half() {
+    let cache = ResponseCache::new(1 << 20).unwrap();
+    let responses = cache.responses();
+    for bytes in [64_usize, 1 << 10, 1 << 20] {
+        let inputs = [input("x", DataType::Uint8, &[i64::try_from(bytes).unwrap()], &vec![3; bytes])];
+        let rounds = 64;
+        let began = std::time::Instant::now();
+        for _ in 0..rounds {
+            std::hint::black_box(responses.key(&inputs, &[0], &Vec::new()));
+        }
+        let each = began.elapsed() / rounds;
+        assert!(each < std::time::Duration::from_micros(1500), "{bytes} bytes took {each:?}");
     }
 }
