@@ -9,6 +9,8 @@
 pub mod answer;
 pub mod batcher;
 pub mod budget;
+#[cfg(any(test, feature = "test-util"))]
+pub mod bursts;
 pub mod executor;
 pub mod layout;
 pub mod order;

@@ -204,7 +204,11 @@ impl ModelQueue {
             groups.push(Group { idle, asked: 0 });
         }
         let instances = groups.iter().map(|group: &Group| group.idle.len()).sum();
-        let budget = rules.budget.map(|budget| Budget::new(budget, rules.max_items));
+        let budget = rules.budget.map(|budget| {
+            let mut learner = Budget::new(budget, rules.max_items);
+            learner.set_instances(instances);
+            learner
+        });
         let batcher = Some(Batcher::new(rules.clone()));
         let needs_nothing = members.iter().all(|member| member.share.needs_nothing());
         let waits = !rules.delay.is_zero() || budget.is_some();
