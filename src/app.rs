@@ -42,6 +42,8 @@ use crate::repository::s3::uri::is_s3;
 use crate::scheduler::executor::Executor;
 use crate::server::InferenceServer;
 use crate::server::shared_memory::SharedMemory;
+use crate::telemetry::trace::Tracer;
+use crate::telemetry::trace::writer::Writer;
 
 /// Everything that runs, before it runs.
 pub struct App {
@@ -54,6 +56,9 @@ pub struct App {
     /// Dropped last: queues hand their work to these threads.
     executors: Vec<Executor>,
     loading: LoadingRuntime,
+    tracer: Tracer,
+    /// What writes traces.
+    traces: Writer,
 }
 
 /// The sockets the server listens on.
@@ -165,6 +170,7 @@ impl App {
             executors.push(executor);
         }
         let metrics = Arc::new(ServerMetrics::new()?);
+        let (tracer, traces) = Tracer::new(&config.trace)?;
         let downloads =
             DownloadOptions { parts: config.fetch.parts, written: start_write_back, ..DownloadOptions::default() };
         let downloader = Downloader::new(Arc::clone(&repository), downloads, loading.handle.clone());
@@ -199,9 +205,9 @@ impl App {
             repository_poll: config.repository_poll,
         };
         let models = ModelManager::new(loader, options, Arc::clone(&metrics));
-        let server =
-            InferenceServer::new(models, metrics, Arc::new(monitor), SharedMemory::new(config.allow_client_shm));
-        Ok(Self { config, server, registered, keys, executors, loading })
+        let shared_memory = SharedMemory::new(config.allow_client_shm);
+        let server = InferenceServer::new(models, metrics, Arc::new(monitor), shared_memory, tracer.clone());
+        Ok(Self { config, server, registered, keys, executors, loading, tracer, traces })
     }
 
     /// The server inside.
@@ -215,7 +221,8 @@ impl App {
     /// # Errors
     /// `Internal` if the port file cannot be written.
     pub async fn run(self, listeners: Listeners, shutdown: CancellationToken) -> Result<()> {
-        let Self { config, server, registered, keys, executors, loading } = self;
+        let Self { config, server, registered, keys, executors, loading, tracer, traces } = self;
+        let writing = tokio::spawn(traces.run());
         let addresses = listeners.addresses()?;
         let connections = TaskTracker::new();
         let stop_accepting = CancellationToken::new();
@@ -275,6 +282,10 @@ impl App {
         let drained = tokio::time::timeout_at(end, connections.wait()).await.is_ok();
         if !drained {
             tracing::warn!(connections = connections.len(), "the grace is over: cutting what is left");
+        }
+        tracer.stop();
+        if tokio::time::timeout_at(end, writing).await.is_err() {
+            tracing::warn!("the grace is over: traces that are not written yet are lost");
         }
         stop_metrics.cancel();
         fronts.abort_all();

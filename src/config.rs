@@ -13,6 +13,7 @@ pub mod amount;
 mod folders;
 pub mod options;
 pub mod sagemaker;
+pub mod trace;
 
 use self::amount::{Amount, CacheBytes, MemoryLimit};
 use self::folders::default_cache_dir;
@@ -20,6 +21,7 @@ pub use self::folders::default_runtime_dir;
 pub use self::options::ServeOptions;
 use self::sagemaker::environment::Platform;
 use self::sagemaker::{Remarks, SageMakerConfig, SageMakerMode, single_model};
+use self::trace::TraceConfig;
 use crate::error::{Error, Result};
 
 /// Who makes room.
@@ -278,6 +280,8 @@ pub struct ServerConfig {
     pub log: String,
     /// The log format.
     pub log_format: LogFormat,
+    /// What is traced, and where traces go.
+    pub trace: TraceConfig,
     /// What to warn of once lines can be logged.
     pub warnings: Vec<String>,
     /// What else to log then.
@@ -332,7 +336,7 @@ impl ServeOptions {
             sagemaker, sagemaker_model, sagemaker_model_root, sagemaker_inference_type, sagemaker_ping, endpoint_name, endpoint_keys,
             endpoint_max_payload_bytes, endpoint_load_wait_ms, endpoint_load_limit_ms, port_file, device, executor_threads, io_threads, onnxruntime_library,
             runtime_dir, allow_client_shm, max_connections, queue_capacity, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, log,
-            log_format,
+            log_format, trace_config,
         }
     }
 
@@ -426,6 +430,7 @@ impl ServeOptions {
             })),
             log: self.log.unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format.unwrap_or_default(),
+            trace: TraceConfig::read(&self.trace_config.unwrap_or_default())?,
             warnings: remarks.warnings,
             notes: remarks.notes,
         })

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use compact_str::CompactString;
 use smallvec::SmallVec;
 
+use crate::telemetry::trace::record::Trace;
 use crate::tensor::Tensor;
 
 /// A version of a model: the number of its folder.
@@ -120,6 +121,8 @@ pub struct InferenceRequest {
     pub deadline: Option<Deadline>,
     /// Triton's priority: 1 is the highest, 0 the model's default.
     pub priority: u64,
+    /// Where what happens to it is written down; `None` for most.
+    pub trace: Option<Arc<Trace>>,
 }
 
 /// A place in a sequence of requests that one instance answers.

@@ -3,6 +3,7 @@
 mod cached;
 mod prepare;
 pub mod responses;
+mod settings;
 pub mod shared_memory;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::Instant;
 use self::cached::infer_cached;
 use self::prepare::{prepare, restore_shapes};
 use self::responses::Responses;
+use self::settings::{trace_begin, trace_end};
 use self::shared_memory::SharedMemory;
 use crate::backend::registry::Entry;
 use crate::device::monitor::DeviceMonitor;
@@ -25,6 +27,7 @@ use crate::metrics::defs;
 use crate::metrics::prometheus::{ModelSeries, ServerMetrics};
 use crate::metrics::statistics::FailureReason;
 use crate::model_config::ModelConfig;
+use crate::telemetry::trace::{TraceCounts, Tracer};
 
 /// The server's name in metadata.
 pub const NAME: &str = "roundhouse";
@@ -41,6 +44,7 @@ struct Inner {
     metrics: Arc<ServerMetrics>,
     monitor: Arc<dyn DeviceMonitor>,
     shared_memory: SharedMemory,
+    tracer: Tracer,
     /// Whether the models asked for at start have been tried.
     started: AtomicBool,
     draining: AtomicBool,
@@ -63,12 +67,14 @@ impl InferenceServer {
         metrics: Arc<ServerMetrics>,
         monitor: Arc<dyn DeviceMonitor>,
         shared_memory: SharedMemory,
+        tracer: Tracer,
     ) -> Self {
         Self(Arc::new(Inner {
             models,
             metrics,
             monitor,
             shared_memory,
+            tracer,
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         }))
@@ -264,6 +270,19 @@ impl InferenceServer {
         request: InferenceRequest,
         arrived: Instant,
     ) -> Result<InferenceResponse> {
+        let Some(trace) = request.trace.clone() else { return self.answer(model, request, arrived).await };
+        trace_begin(&trace, model, &request);
+        let answered = self.answer(model, request, arrived).await;
+        trace_end(&trace, &answered);
+        answered
+    }
+
+    async fn answer(
+        &self,
+        model: &ModelHandle,
+        request: InferenceRequest,
+        arrived: Instant,
+    ) -> Result<InferenceResponse> {
         let id = request.id.clone();
         let parameters = model.responses.as_ref().map(|_| request.parameters.clone());
         let work = prepare(model, request, arrived).inspect_err(|_| {
@@ -323,6 +342,10 @@ impl InferenceServer {
             self.0.metrics.set(defs::RESPONSE_CACHE_BYTES, responses.bytes() as f64);
         }
         self.0.models.count_uses();
+        let TraceCounts { written, dropped, failed } = self.0.tracer.counts();
+        for (outcome, count) in [("written", written), ("dropped", dropped), ("failed", failed)] {
+            self.0.metrics.set_total(defs::TRACES, &[("outcome", outcome)], count);
+        }
         #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
         for book in self.0.models.books(&*self.0.monitor) {
             let device = book.device.map_or_else(String::new, |device| device.to_string());

@@ -26,7 +26,10 @@ const FLOORS: [&str; 11] = [
 ];
 
 /// Modules of one floor that may look at each other all the same: (who, whom, why).
-const SIBLINGS: [(&str, &str, &str); 1] = [("main", "cli", "main parses the command line that cli defines")];
+const SIBLINGS: [(&str, &str, &str); 2] = [
+    ("main", "cli", "main parses the command line that cli defines"),
+    ("inference", "telemetry", "a request carries its trace"),
+];
 
 /// Crates with a home: what they are, the crates, and the only places that name them, each with its reason. A crate
 /// that ends in `_` stands for all that begin so; a place that ends in `/` for a folder.
@@ -38,7 +41,7 @@ const HOMES: [Home; 6] = [
             ("frontend/", "the protocols are at home here"),
             ("cli/", "prints --json for programs and reads the server's answers"),
             ("cache/", "the manifest of a disk entry"),
-            ("telemetry.rs", "log lines are JSON where no terminal is"),
+            ("telemetry/", "log lines are JSON where no terminal is; trace files always"),
         ],
     },
     Home {
@@ -50,6 +53,7 @@ const HOMES: [Home; 6] = [
             ("frontend/", "the protocols are at home here"),
             ("app.rs", "binds the listeners and hands them to the front ends"),
             ("cli/", "talks to a running server as a client"),
+            ("telemetry/trace/", "sends spans to a collector"),
         ],
     },
     // Before the other crates of AWS: the first home that knows a crate counts.

@@ -140,7 +140,7 @@ const LOADS: usize = 4;
 /// # Errors
 /// `InvalidArgument` for what cannot be played with, `NotReady` for a container that does not start.
 pub fn run(args: &EmulateArgs) -> Result<()> {
-    telemetry::init(&args.log, args.log_format)?;
+    telemetry::logging::init(&args.log, args.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

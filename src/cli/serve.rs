@@ -9,7 +9,7 @@ use crate::app::{self, Addresses, App, Listeners};
 use crate::config::ServeOptions;
 use crate::device::priority::hasten_this_thread;
 use crate::error::{Error, Result};
-use crate::telemetry;
+use crate::telemetry::logging;
 
 /// Threads for what may block: loads, large JSON, compression.
 const BLOCKING_THREADS: usize = 64;
@@ -20,7 +20,7 @@ const BLOCKING_THREADS: usize = 64;
 /// `InvalidArgument` for a wrong configuration, or why the server could not start.
 pub fn run(options: ServeOptions) -> Result<()> {
     let config = options.resolve()?;
-    telemetry::init(&config.log, config.log_format)?;
+    logging::init(&config.log, config.log_format)?;
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     config.notes.iter().for_each(|note| tracing::info!("{note}"));
     let runtime = tokio::runtime::Builder::new_multi_thread()

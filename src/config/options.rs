@@ -277,4 +277,17 @@ pub struct ServeOptions {
     /// Text or JSON log lines. [default: auto]
     #[arg(long, value_enum, env = "ROUNDHOUSE_LOG_FORMAT", help_heading = "Logging")]
     pub log_format: Option<LogFormat>,
+
+    /// What is traced, in Triton's words; may be repeated: level=TIMESTAMPS, level=TENSORS, rate=N (one request in N),
+    /// count=N, mode=triton or mode=opentelemetry, triton,file=PATH, triton,log-frequency=N, opentelemetry,url=URL,
+    /// opentelemetry,resource=KEY=VALUE, opentelemetry,bsp_max_queue_size=N, opentelemetry,bsp_schedule_delay=MS,
+    /// opentelemetry,bsp_max_export_batch_size=N. Several in one variable have a `;` between them. [default: nothing]
+    #[arg(
+        long,
+        value_name = "SETTING",
+        env = "ROUNDHOUSE_TRACE_CONFIG",
+        value_delimiter = ';',
+        help_heading = "Logging"
+    )]
+    pub trace_config: Option<Vec<String>>,
 }

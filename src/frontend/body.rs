@@ -13,6 +13,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
+use super::trace_headers::Sending;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::Deadline;
 
@@ -49,6 +50,8 @@ pub struct BodyLimits {
 pub struct Body {
     pieces: VecDeque<Bytes>,
     left: u64,
+    /// Held until the connection has taken all of it.
+    sending: Option<Sending>,
 }
 
 impl Body {
@@ -63,7 +66,12 @@ impl Body {
     pub fn pieces(pieces: impl IntoIterator<Item = Bytes>) -> Self {
         let pieces: VecDeque<_> = pieces.into_iter().filter(|piece| !piece.is_empty()).collect();
         let left = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Self { pieces, left }
+        Self { pieces, left, sending: None }
+    }
+
+    /// Has the request's trace say when it has left.
+    pub fn trace(&mut self, sending: Sending) {
+        self.sending = Some(sending);
     }
 }
 

@@ -21,3 +21,4 @@ pub mod status;
 pub mod tensor_body;
 pub mod tensor_json;
 pub mod time;
+pub mod trace_headers;

@@ -259,6 +259,14 @@ pub const TIER_MODELS: Family = family("roundhouse_tier_models", Kind::Gauge, TI
 /// Loads that wait for their turn or for room.
 pub const LOADS_WAITING: Family =
     family("roundhouse_loads_waiting", Kind::Gauge, &[], "Loads that wait for their turn or for room now");
+/// What became of traces of requests.
+pub const TRACES: Family = family(
+    "roundhouse_traces_total",
+    Kind::Counter,
+    &["outcome"],
+    "Traces of requests by outcome: written (to the file, or taken by the collector), dropped (more were made than could \
+     be written), failed (the file could not be written, or the collector did not take them)",
+);
 /// A GPU's memory.
 pub const GPU_MEMORY_TOTAL: Family =
     family("nv_gpu_memory_total_bytes", Kind::Gauge, GPU, "GPU total memory, in bytes");
@@ -306,6 +314,7 @@ pub const ALL: &[Family] = &[
     TIER_BOOKED,
     TIER_MODELS,
     RESPONSE_CACHE_BYTES,
+    TRACES,
 ];
 
 /// Bucket edges of durations of loads and of waiting for them, in seconds.

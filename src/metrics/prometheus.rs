@@ -48,6 +48,9 @@ const FROM_THE_START: &[(Family, Labels)] = &[
     (defs::EVICTION_AGE_SECONDS, &[("tier", "disk")]),
     (defs::EVICTIONS_UNLIKE_LRU, &[("tier", "device")]),
     (defs::EVICTIONS_UNLIKE_LRU, &[("tier", "disk")]),
+    (defs::TRACES, &[("outcome", "written")]),
+    (defs::TRACES, &[("outcome", "dropped")]),
+    (defs::TRACES, &[("outcome", "failed")]),
 ];
 
 /// The server-wide series. What requests touch has its handle taken once, so that recording is an atomic add; what
@@ -169,6 +172,11 @@ impl ServerMetrics {
     /// Counts an eviction from `tier` of another model than the least recently used one.
     pub fn evicted_unlike_lru(&self, tier: &'static str) {
         self.count(defs::EVICTIONS_UNLIKE_LRU, &[("tier", tier)]);
+    }
+
+    /// Sets a counter that is counted elsewhere, for what is read when the page is asked for.
+    pub fn set_total(&self, family: Family, labels: &[(&'static str, &'static str)], total: u64) {
+        self.recorder.register_counter(&key(family, labels), &METADATA).absolute(total);
     }
 
     fn count(&self, family: Family, labels: &[(&'static str, &'static str)]) {

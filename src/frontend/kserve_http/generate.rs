@@ -12,9 +12,11 @@ use super::super::provenance::Provenance;
 use super::super::status::Failure;
 use super::super::tensor_body::{LARGE_JSON, off_the_io_threads};
 use super::super::tensor_json;
+use super::super::trace_headers::caller;
 use super::{Kserve, json as document};
 use crate::error::{Error, Result};
 use crate::inference::Version;
+use crate::telemetry::trace::activity::Activity;
 
 /// `POST .../generate`, or with `stream` `.../generate_stream`, whose one answer comes as a server-sent event.
 pub(super) async fn generate(
@@ -29,6 +31,11 @@ pub(super) async fn generate(
     let body = axum::body::to_bytes(request.into_body(), kserve.0.limits.json_bytes)
         .await
         .map_err(|error| Error::internal("reading a body from memory failed").with_source(error))?;
+    let trace = kserve.server().sample(name, || caller(&headers), arrived);
+    if let Some(trace) = &trace {
+        trace.mark(Activity::HttpRecvStart, arrived);
+        trace.mark(Activity::HttpRecvEnd, Instant::now());
+    }
     let deadline = kserve.deadline(arrived, None, &headers);
     let handle = kserve.server().model(name, version, deadline).await?;
     let provenance = Provenance::of(&handle);
@@ -39,6 +46,7 @@ pub(super) async fn generate(
     };
     let mut inference = members.request;
     inference.deadline = kserve.deadline(arrived, members.timeout, &headers);
+    inference.trace = trace;
     let answered = kserve.server().infer(&handle, inference, arrived).await;
     if !stream {
         let mut response = document(write_members(&answered?)?);

@@ -1,5 +1,6 @@
 //! `POST .../infer`: read, decode, find the model, run, encode.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
@@ -13,12 +14,21 @@ use super::super::shared_tensors;
 use super::super::status::error_response;
 use super::super::tensor_body;
 use super::super::tensor_json::{DecodedRequest, EncodedResponse};
+use super::super::trace_headers::{Sending, caller};
 use super::{Kserve, log_failure, micros, request_id};
 use crate::error::{Error, Result};
 use crate::inference::Version;
+use crate::telemetry::trace::activity::Activity;
+use crate::telemetry::trace::record::Trace;
 
 /// The length of the JSON in front of binary tensors (binary tensor data extension).
 pub(super) const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+/// When a request came, and its trace if it is traced.
+struct Call {
+    arrived: Instant,
+    trace: Option<Arc<Trace>>,
+}
 
 impl Kserve {
     /// Answers an inference request, errors included.
@@ -30,9 +40,22 @@ impl Kserve {
     ) -> http::Response<Body> {
         let arrived = Instant::now();
         let (head, body) = request.into_parts();
-        match self.try_infer(name, version, &head.headers, body, arrived).await {
-            Ok(response) => response,
+        let trace = self.server().sample(name, || caller(&head.headers), arrived);
+        if let Some(trace) = &trace {
+            trace.mark(Activity::HttpRecvStart, arrived);
+        }
+        let call = Call { arrived, trace };
+        match self.try_infer(name, version, &head.headers, body, &call).await {
+            Ok(mut response) => {
+                if let Some(trace) = call.trace {
+                    response.body_mut().trace(Sending::start(trace));
+                }
+                response
+            }
             Err(error) => {
+                if let Some(trace) = &call.trace {
+                    trace.failed(&error);
+                }
                 log_failure(name, &head.headers, &error);
                 let mut response = error_response(&error);
                 if Encoding::of_request(&head.headers).is_err() {
@@ -49,8 +72,9 @@ impl Kserve {
         version: Option<Version>,
         headers: &HeaderMap,
         body: Incoming,
-        arrived: Instant,
+        call: &Call,
     ) -> Result<http::Response<Body>> {
+        let Call { arrived, ref trace } = *call;
         let encoding = Encoding::of_request(headers);
         let announced = header_length(headers);
         let aligned = announced.as_ref().ok().copied().flatten();
@@ -62,6 +86,9 @@ impl Kserve {
             flag: "--max-body-bytes",
         };
         let body = body::read(body, headers, aligned, &limits).await?;
+        if let Some(trace) = trace {
+            trace.mark(Activity::HttpRecvEnd, Instant::now());
+        }
         let (encoding, announced) = (encoding?, announced?);
         let body = if encoding == Encoding::Identity {
             body
@@ -95,6 +122,7 @@ impl Kserve {
         };
         let places =
             shared_tensors::take(self.server().shared_memory(), &mut decoded, self.0.limits.body_bytes).await?;
+        decoded.request.trace.clone_from(trace);
         let mut response = self.server().infer(&handle, decoded.request, arrived).await?;
         tensor_body::classify(&mut response, &decoded.format, &handle)?;
         let response = shared_tensors::put(response, places).await?;

@@ -1,5 +1,6 @@
 //! KServe v2 over HTTP, as Triton speaks it (docs/protocol of triton-inference-server/server), with the extensions
-//! binary tensor data, classification, model repository, model configuration, statistics, parameters and generate.
+//! binary tensor data, classification, model repository, model configuration, statistics, parameters,
+//! generate, trace and logging.
 //!
 //! The way of an inference request is short: its path is read by hand and its handler called directly. Everything else
 //! goes through an axum router.
@@ -9,6 +10,7 @@ mod generate;
 mod infer;
 mod repository;
 mod route;
+mod settings;
 mod shared_memory;
 
 use std::convert::Infallible;
@@ -159,6 +161,8 @@ fn router(state: Kserve) -> Router {
         .route("/v2/models", get(documents::models))
         .route("/v2/models/stats", get(documents::all_statistics))
         .route("/v2/models/{*path}", axum::routing::any(model_route))
+        .route("/v2/trace/setting", get(settings::trace).post(settings::trace))
+        .route("/v2/logging", get(settings::logging).post(settings::logging))
         .route("/v2/repository/index", post(repository::index))
         .route("/v2/repository/{repository}/index", post(repository::index))
         .route("/v2/repository/models/{*path}", axum::routing::any(repository::model_operation))
@@ -175,6 +179,8 @@ async fn model_route(State(kserve): State<Kserve>, request: Request) -> Response
     let path = request.uri().path().strip_prefix(MODELS).unwrap_or_default().to_owned();
     let Some(route) = ModelRoute::parse(&path) else { return not_found() };
     let expected = match route.action {
+        Action::TraceSetting if *request.method() == Method::GET => Method::GET,
+        Action::TraceSetting => Method::POST,
         Action::Infer | Action::Generate | Action::GenerateStream => Method::POST,
         Action::Metadata | Action::Ready | Action::Config | Action::Statistics => Method::GET,
     };
@@ -193,6 +199,7 @@ async fn model_route(State(kserve): State<Kserve>, request: Request) -> Response
         Action::Statistics => documents::model_statistics(&kserve, &name, version),
         Action::Generate => generate::generate(&kserve, &name, version, request, arrived, false).await,
         Action::GenerateStream => generate::generate(&kserve, &name, version, request, arrived, true).await,
+        Action::TraceSetting => settings::model_trace(&kserve, Some(&name), request).await,
         Action::Infer => Err(Error::internal("inference went past its short way")),
     };
     result.unwrap_or_else(|error| {

@@ -15,6 +15,7 @@ pub(super) enum Action {
     Infer,
     Generate,
     GenerateStream,
+    TraceSetting,
 }
 
 impl Action {
@@ -44,7 +45,10 @@ impl<'a> ModelRoute<'a> {
     pub(super) fn parse(path: &'a str) -> Option<Self> {
         let (rest, action) = match path.rsplit_once('/').map(|(rest, word)| (rest, Action::named(word))) {
             Some((rest, Some(action))) => (rest, action),
-            _ => (path, Action::Metadata),
+            _ => match path.strip_suffix("/trace/setting") {
+                Some(rest) => (rest, Action::TraceSetting),
+                None => (path, Action::Metadata),
+            },
         };
         let (name, version) = match rest.rsplit_once('/') {
             Some((before, number)) if before.ends_with("/versions") => {
@@ -56,6 +60,10 @@ impl<'a> ModelRoute<'a> {
             }
             _ => (rest, None),
         };
+        // Settings are a model's and not a version's.
+        if version.is_some() && action == Action::TraceSetting {
+            return None;
+        }
         if name.is_empty() || name.ends_with('/') || name.ends_with("/versions") {
             return None;
         }
@@ -80,15 +88,24 @@ mod tests {
         assert_eq!(parse("a/b.c/infer"), Some(("a/b.c".into(), None, Action::Infer)));
         assert_eq!(parse("a%2Fb%20c/versions/1/config"), Some(("a/b c".into(), Some(1), Action::Config)));
         assert_eq!(parse("100%/infer"), Some(("100%".into(), None, Action::Infer)));
+        assert_eq!(parse("a/b/trace/setting"), Some(("a/b".into(), None, Action::TraceSetting)));
         let beyond = parse("m/versions/99999999999999999999");
         assert_eq!(beyond, Some(("m".into(), Some(Version::MAX), Action::Metadata)));
     }
 
     #[test]
     fn what_triton_has_no_route_for_has_none_here() {
-        for path in
-            ["", "/infer", "m/", "m/versions", "m/versions/", "m/versions/abc", "m/versions/-1", "m/versions/+1/infer"]
-        {
+        for path in [
+            "",
+            "/infer",
+            "m/",
+            "m/versions",
+            "m/versions/",
+            "m/versions/abc",
+            "m/versions/-1",
+            "m/versions/+1/infer",
+            "m/versions/1/trace/setting",
+        ] {
             assert_eq!(parse(path), None, "{path}");
         }
         assert_eq!(parse("%ff/infer"), None);

@@ -1,5 +1,6 @@
 //! One invocation, from its body to its answer: what the container's routes and the runtime API have in common.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -14,18 +15,23 @@ use super::super::provenance::Provenance;
 use super::super::shared_tensors;
 use super::super::tensor_body::{self, LARGE_JSON, off_the_io_threads};
 use super::super::tensor_json::DecodedRequest;
+use super::super::trace_headers::{Sending, caller};
 use super::Inner;
 use super::content_type::{self, Layout};
 use crate::config::sagemaker::InferenceType;
 use crate::error::{Error, Result};
 use crate::inference::InferenceResponse;
 use crate::lifecycle::handle::ModelHandle;
+use crate::telemetry::trace::activity::Activity;
+use crate::telemetry::trace::record::Trace;
 
 /// An invocation's body, read and not yet understood.
 pub(super) struct Payload {
     bytes: Bytes,
     layout: Layout,
     pub(super) arrived: Instant,
+    /// Its trace, once it is known for which model it is.
+    trace: Option<Arc<Trace>>,
 }
 
 /// Why there is no payload.
@@ -89,7 +95,7 @@ impl Inner {
             ))
             .into());
         }
-        Ok(Payload { bytes, layout, arrived })
+        Ok(Payload { bytes, layout, arrived, trace: None })
     }
 
     /// Runs the model over a payload; its time is counted from `since`.
@@ -99,11 +105,17 @@ impl Inner {
     pub(super) async fn invoke(
         &self,
         handle: ModelHandle,
-        payload: Payload,
+        mut payload: Payload,
         headers: &HeaderMap,
         since: Instant,
         encoding: Encoding,
     ) -> Result<http::Response<Body>> {
+        let trace = self.server.sample(&handle.id.name, || caller(headers), payload.arrived);
+        if let Some(trace) = &trace {
+            trace.mark(Activity::HttpRecvStart, payload.arrived);
+            trace.mark(Activity::HttpRecvEnd, Instant::now());
+        }
+        payload.trace.clone_from(&trace);
         let mut response = match handle.inference_type.unwrap_or(self.config.inference_type) {
             InferenceType::Infer => self.infer(&handle, payload, headers, since, encoding).await?,
             InferenceType::Generate => {
@@ -117,6 +129,9 @@ impl Inner {
             }
         };
         Provenance::of(&handle).write(response.headers_mut());
+        if let Some(trace) = trace {
+            response.body_mut().trace(Sending::start(trace));
+        }
         Ok(response)
     }
 
@@ -128,7 +143,7 @@ impl Inner {
         since: Instant,
         encoding: Encoding,
     ) -> Result<http::Response<Body>> {
-        let Payload { bytes, layout, arrived } = payload;
+        let Payload { bytes, layout, arrived, trace } = payload;
         let mut decoded = match layout {
             Layout::Binary(0) => tensor_body::decode_raw(handle, bytes)?,
             Layout::Json | Layout::Binary(_) => {
@@ -138,6 +153,7 @@ impl Inner {
         };
         shared_tensors::refuse(&decoded)?;
         decoded.request.deadline = body::deadline(since, decoded.timeout, headers, self.limits.timeout);
+        decoded.request.trace = trace;
         let DecodedRequest { request, format, .. } = decoded;
         let mut answered = self.server.infer(handle, request, arrived).await?;
         tensor_body::classify(&mut answered, &format, handle)?;
@@ -162,7 +178,7 @@ impl Inner {
         headers: &HeaderMap,
         since: Instant,
     ) -> Result<Vec<u8>> {
-        let Payload { bytes, layout, arrived } = payload;
+        let Payload { bytes, layout, arrived, trace } = payload;
         if layout != Layout::Json {
             return Err(Error::invalid("binary tensors are for the inference type infer: send JSON to generate"));
         }
@@ -172,6 +188,7 @@ impl Inner {
         };
         let mut request = members.request;
         request.deadline = body::deadline(since, members.timeout, headers, self.limits.timeout);
+        request.trace = trace;
         let response: InferenceResponse = self.server.infer(handle, request, arrived).await?;
         write_members(&response)
     }
