@@ -33,6 +33,7 @@ struct Ran {
     start: Instant,
     end: Instant,
     panicked: bool,
+    times: Option<ExecutionTimes>,
 }
 
 impl Runner {
@@ -67,6 +68,9 @@ impl Runner {
         // A refusal says nothing of how long an answer takes.
         if ran.result.is_ok() || run > LIMIT {
             self.promptness.observe(run, work.input_bytes());
+        }
+        if let Some(times) = &ran.times {
+            work.executed(Some(queued).filter(|queued| *queued != work.arrived), times);
         }
         match (is_gone(), &ran.result) {
             (true, _) => {}
@@ -107,6 +111,9 @@ impl Runner {
         match answers {
             Ok(answers) => {
                 for (_, (work, queued)) in each() {
+                    if let Some(times) = &ran.times {
+                        work.executed(Some(*queued), times);
+                    }
                     self.record_success(work, *queued, ran.start, ran.end);
                 }
                 (instance, answers.into_iter().map(Ok).collect())
@@ -165,6 +172,7 @@ impl Runner {
             Ok(Ok(Streamed { compute_start, compute_end })) => {
                 let times = ExecutionTimes { start, compute_start, compute_end, end };
                 self.statistics.record_execution(work.batch_size, 1, &times);
+                work.executed(Some(queued), &times);
                 (Some(instance), Ok(()))
             }
             Ok(Err(error)) => (Some(instance), Err(error)),
@@ -202,10 +210,12 @@ impl Runner {
         let executed = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)));
         let end = Instant::now();
         let panicked = executed.is_err();
+        let mut times = None;
         let (instance, result) = match executed {
             Ok(Ok(Execution { outputs, compute_start, compute_end })) => {
-                let times = ExecutionTimes { start, compute_start, compute_end, end };
-                self.statistics.record_execution(tensors.items, tensors.requests, &times);
+                let these = ExecutionTimes { start, compute_start, compute_end, end };
+                self.statistics.record_execution(tensors.items, tensors.requests, &these);
+                times = Some(these);
                 (Some(instance), Ok(outputs))
             }
             Ok(Err(error)) => (Some(instance), Err(error)),
@@ -214,7 +224,7 @@ impl Runner {
                 (renew(instance, replace), Err(Error::internal("the model instance panicked")))
             }
         };
-        (instance, Ran { result, start, end, panicked })
+        (instance, Ran { result, start, end, panicked, times })
     }
 
     /// Counts a request that was answered.

@@ -1,10 +1,13 @@
 //! Checked tensors on their way into a model.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use smallvec::SmallVec;
 
 use crate::inference::{Deadline, NamedTensors};
+use crate::metrics::statistics::ExecutionTimes;
+use crate::telemetry::trace::record::{Execution, Trace};
 
 /// Checked tensors on their way into a model.
 #[derive(Debug)]
@@ -21,6 +24,8 @@ pub struct Work {
     pub priority: u64,
     /// When the request came in.
     pub arrived: Instant,
+    /// Where what happens to it is written down, if it is traced.
+    pub trace: Option<Arc<Trace>>,
 }
 
 impl Work {
@@ -28,5 +33,12 @@ impl Work {
     #[must_use]
     pub fn input_bytes(&self) -> usize {
         self.inputs.iter().map(|input| input.tensor.data().len()).sum()
+    }
+
+    /// Writes down when it ran; `queued` is when it began to wait, if it did.
+    pub(super) fn executed(&self, queued: Option<Instant>, times: &ExecutionTimes) {
+        let Some(trace) = &self.trace else { return };
+        let ExecutionTimes { start, compute_start, compute_end, end } = *times;
+        trace.executed(&Execution { queued, start, compute_start, compute_end, end });
     }
 }

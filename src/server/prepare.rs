@@ -83,8 +83,8 @@ pub(super) fn prepare(model: &LoadedVersion, request: InferenceRequest, arrived:
         }));
     }
     let outputs = wanted_outputs(model, &request.outputs).map_err(wrong)?;
-    let InferenceRequest { deadline, priority, .. } = request;
-    Ok(Work { inputs, outputs, batch_size: batch_size.unwrap_or(1).max(1), deadline, priority, arrived })
+    let InferenceRequest { deadline, priority, trace, .. } = request;
+    Ok(Work { inputs, outputs, batch_size: batch_size.unwrap_or(1).max(1), deadline, priority, arrived, trace })
 }
 
 /// The batch size of an input: at most the model's, and the same for all inputs.

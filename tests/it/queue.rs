@@ -69,6 +69,7 @@ fn work(tag: i32) -> Work {
         deadline: None,
         priority: 0,
         arrived: Instant::now(),
+        trace: None,
     }
 }
 
