@@ -65,6 +65,7 @@ fn work() -> Work {
         deadline: None,
         priority: 0,
         arrived: Instant::now(),
+        trace: None,
     }
 }
 
