@@ -25,8 +25,9 @@ use crate::config::{ModelControl, ServerConfig, UnknownConfigFields};
 use crate::device::allocator::fix_thresholds;
 use crate::device::selection::select;
 use crate::error::{Error, Result};
+use crate::frontend::kserve_grpc::{GrpcService, is_grpc};
 use crate::frontend::kserve_http::Kserve;
-use crate::frontend::listener::{self, Serving};
+use crate::frontend::listener::{self, Serving, Wire};
 use crate::frontend::metrics_http;
 use crate::frontend::sagemaker::keys::Keys;
 use crate::frontend::sagemaker::{SageMaker, is_endpoint};
@@ -65,6 +66,8 @@ pub struct App {
 pub struct Listeners {
     /// KServe v2 HTTP.
     pub http: Option<TcpListener>,
+    /// KServe v2 over gRPC.
+    pub grpc: Option<TcpListener>,
     /// Metrics.
     pub metrics: Option<TcpListener>,
     /// SageMaker's container contract and runtime API.
@@ -76,6 +79,8 @@ pub struct Listeners {
 pub struct Addresses {
     /// KServe v2 HTTP.
     pub http: Option<SocketAddr>,
+    /// KServe v2 over gRPC.
+    pub grpc: Option<SocketAddr>,
     /// Metrics.
     pub metrics: Option<SocketAddr>,
     /// SageMaker's container contract and runtime API.
@@ -98,6 +103,7 @@ impl Listeners {
         };
         Ok(Self {
             http: bind("--http-port", config.http_port).await?,
+            grpc: bind("--grpc-port", config.grpc.port).await?,
             metrics: bind("--metrics-port", config.metrics_port).await?,
             sagemaker: bind("--sagemaker-port", config.sagemaker.port).await?,
         })
@@ -114,6 +120,7 @@ impl Listeners {
         };
         Ok(Addresses {
             http: address(&self.http)?,
+            grpc: address(&self.grpc)?,
             metrics: address(&self.metrics)?,
             sagemaker: address(&self.sagemaker)?,
         })
@@ -229,18 +236,30 @@ impl App {
         let mut fronts = JoinSet::new();
         let serving = Serving::new(stop_accepting.clone(), connections.clone(), config.limits.connections);
         let sagemaker = SageMaker::new(server.clone(), registered, config.sagemaker.clone(), keys, config.limits);
+        let grpc = GrpcService::new(server.clone(), config.limits, config.grpc, stop_accepting.clone())?;
         if let Some(listener) = listeners.http {
             let (kserve, sagemaker) = (Kserve::new(server.clone(), config.limits), sagemaker.clone());
+            let grpc = grpc.clone();
             let answer = move |request: http::Request<hyper::body::Incoming>| {
                 let (kserve, sagemaker) = (kserve.clone(), sagemaker.clone());
+                let grpc = grpc.clone();
                 async move {
-                    match is_endpoint(request.uri().path()) {
+                    if is_grpc(request.headers()) {
+                        return grpc.handle(request).await.map(|answer| answer.map(Either::Right));
+                    }
+                    let answered = match is_endpoint(request.uri().path()) {
                         false => kserve.handle(request).await,
                         true => sagemaker.handle(request).await.map(|answer| answer.map(Either::Left)),
-                    }
+                    };
+                    answered.map(|answer| answer.map(Either::Left))
                 }
             };
             fronts.spawn(listener::serve(listener, answer, serving.clone()));
+        }
+        if let Some(listener) = listeners.grpc {
+            let serving = Serving { wire: Wire::Http2, http2: grpc.http2_options(), ..serving.clone() };
+            let answer = move |request| grpc.clone().handle(request);
+            fronts.spawn(listener::serve(listener, answer, serving));
         }
         if let Some(listener) = listeners.sagemaker {
             let answer = move |request| sagemaker.clone().handle(request);
@@ -336,8 +355,8 @@ async fn start_models(server: InferenceServer, config: ServerConfig) {
 
 /// Writes the ports where whoever started us looks for them: whole or not at all.
 fn write_port_file(path: &Path, addresses: Addresses) -> Result<()> {
-    let Addresses { http, metrics, sagemaker } = addresses;
-    let written = [("http", http), ("metrics", metrics), ("sagemaker", sagemaker)];
+    let Addresses { http, grpc, metrics, sagemaker } = addresses;
+    let written = [("http", http), ("grpc", grpc), ("metrics", metrics), ("sagemaker", sagemaker)];
     let members =
         written.iter().filter_map(|(name, address)| address.map(|address| format!("\"{name}\": \"{address}\"")));
     let text = format!("{{{}}}\n", members.collect::<Vec<_>>().join(", "));

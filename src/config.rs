@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 pub mod amount;
 mod folders;
+pub mod grpc;
 pub mod options;
 pub mod sagemaker;
 pub mod trace;
@@ -18,6 +19,7 @@ pub mod trace;
 use self::amount::{Amount, CacheBytes, MemoryLimit};
 use self::folders::default_cache_dir;
 pub use self::folders::default_runtime_dir;
+use self::grpc::GrpcConfig;
 pub use self::options::ServeOptions;
 use self::sagemaker::environment::Platform;
 use self::sagemaker::{Remarks, SageMakerConfig, SageMakerMode, single_model};
@@ -252,6 +254,8 @@ pub struct ServerConfig {
     pub address: IpAddr,
     /// KServe v2 HTTP; `None` where it is not opened.
     pub http_port: Option<u16>,
+    /// KServe v2 over gRPC.
+    pub grpc: GrpcConfig,
     /// Prometheus metrics; `None` where they are not served.
     pub metrics_port: Option<u16>,
     /// SageMaker's port, and what the server is to its platform.
@@ -332,7 +336,8 @@ impl ServeOptions {
             model_repository, model_control, load_model, unknown_config_fields, load_concurrency, load_retry_ms,
             repository_poll_s, retain, pin_model, prefetch_model, cache_dir, cache_capacity, memory_limit, eviction,
             eviction_policy, min_residency_ms, room_wait_ms, response_cache_bytes, fetch_concurrency, fetch_parts, fetch_timeout_ms,
-            s3_anonymous, s3_region, s3_endpoint, s3_path_style, address, http_port, metrics_port, sagemaker_port,
+            s3_anonymous, s3_region, s3_endpoint, s3_path_style, address, http_port, grpc_port, grpc_max_message_bytes, grpc_max_concurrent_streams,
+            grpc_keepalive_time_ms, grpc_keepalive_timeout_ms, grpc_infer_response_compression_level, metrics_port, sagemaker_port,
             sagemaker, sagemaker_model, sagemaker_model_root, sagemaker_inference_type, sagemaker_ping, endpoint_name, endpoint_keys,
             endpoint_max_payload_bytes, endpoint_load_wait_ms, endpoint_load_limit_ms, port_file, device, executor_threads, io_threads, onnxruntime_library,
             runtime_dir, allow_client_shm, max_connections, queue_capacity, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, log,
@@ -346,6 +351,8 @@ impl ServeOptions {
             Some(port) => port.number(),
             None => (!mode.is_container()).then_some(usual),
         };
+        let body_bytes = self.max_body_bytes.unwrap_or(1 << 30);
+        let grpc = GrpcConfig::of(&self, port(None, 8001), body_bytes);
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let timeout_ms = self.request_timeout_ms.unwrap_or(60_000);
         let model_repository = match (self.model_repository, mode) {
@@ -403,6 +410,7 @@ impl ServeOptions {
                 false => [127, 0, 0, 1],
             })),
             http_port: port(self.http_port, 8000),
+            grpc,
             metrics_port: port(self.metrics_port, 8002),
             sagemaker,
             port_file: self.port_file,
@@ -418,7 +426,7 @@ impl ServeOptions {
             queue_capacity: self.queue_capacity.map_or(1024, NonZeroUsize::get),
             limits: RequestLimits {
                 json_bytes: self.max_json_bytes.unwrap_or(64 << 20),
-                body_bytes: self.max_body_bytes.unwrap_or(1 << 30),
+                body_bytes,
                 connections: self.max_connections.map_or(8192, NonZeroUsize::get),
                 body_chunks: 65_536,
                 timeout: (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms)),

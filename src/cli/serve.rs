@@ -46,7 +46,7 @@ pub fn run(options: ServeOptions) -> Result<()> {
 
 /// Where the server listens and a line to try.
 fn greet(addresses: Addresses) {
-    let Addresses { http, metrics, sagemaker } = addresses;
+    let Addresses { http, grpc, metrics, sagemaker } = addresses;
     let line = |what: &str, address: Option<SocketAddr>, path: &str| {
         address.map_or_else(String::new, |address| format!("{what}http://{address}{path}\n"))
     };
@@ -58,8 +58,9 @@ fn greet(addresses: Addresses) {
     // Nobody may be reading.
     let _ = writeln!(
         std::io::stdout(),
-        "{}{}{}\ntry:\n  {example}",
+        "{}{}{}{}\ntry:\n  {example}",
         line("KServe v2 HTTP  ", http, ""),
+        grpc.map_or_else(String::new, |address| format!("KServe v2 gRPC  {address}\n")),
         line("SageMaker       ", sagemaker, ""),
         line("metrics         ", metrics, "/metrics"),
     );

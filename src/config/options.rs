@@ -1,12 +1,13 @@
 //! What `roundhouse serve` can be told, with its help texts.
 
 use std::net::IpAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
 use serde::Deserialize;
 
 use super::amount::{Amount, CacheBytes, MemoryLimit};
+use super::grpc::GrpcCompression;
 use super::sagemaker::{InferenceType, Ping, SageMakerMode};
 use super::{DeviceChoice, Eviction, EvictionRule, LogFormat, ModelControl, Port, UnknownConfigFields};
 
@@ -158,6 +159,38 @@ pub struct ServeOptions {
     #[arg(long, value_name = "PORT", env = "ROUNDHOUSE_HTTP_PORT", help_heading = "Listening")]
     pub http_port: Option<Port>,
 
+    /// The port of KServe v2 over gRPC; 0 takes any free one, `off` opens none. [default: 8001; off in a SageMaker
+    /// container]
+    #[arg(long, value_name = "PORT", env = "ROUNDHOUSE_GRPC_PORT", help_heading = "gRPC")]
+    pub grpc_port: Option<Port>,
+
+    /// The largest message over gRPC, before and after decompression, in bytes. [default: as --max-body-bytes]
+    #[arg(long, value_name = "BYTES", env = "ROUNDHOUSE_GRPC_MAX_MESSAGE_BYTES", help_heading = "gRPC")]
+    pub grpc_max_message_bytes: Option<NonZeroUsize>,
+
+    /// The most calls of one connection at a time; more wait at the client. [default: 1024]
+    #[arg(long, value_name = "N", env = "ROUNDHOUSE_GRPC_MAX_CONCURRENT_STREAMS", help_heading = "gRPC")]
+    pub grpc_max_concurrent_streams: Option<NonZeroU32>,
+
+    /// After how long without a sound a connection is asked whether it is alive, in milliseconds; 0 for never.
+    /// [default: 60000]
+    #[arg(long, value_name = "MS", env = "ROUNDHOUSE_GRPC_KEEPALIVE_TIME_MS", help_heading = "gRPC")]
+    pub grpc_keepalive_time_ms: Option<u64>,
+
+    /// How long it has to say so, in milliseconds, before it is closed. [default: 20000]
+    #[arg(long, value_name = "MS", env = "ROUNDHOUSE_GRPC_KEEPALIVE_TIMEOUT_MS", help_heading = "gRPC")]
+    pub grpc_keepalive_timeout_ms: Option<u64>,
+
+    /// How much answers to inferences are compressed, with gzip or deflate, for callers that read it. [default: none]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "LEVEL",
+        env = "ROUNDHOUSE_GRPC_INFER_RESPONSE_COMPRESSION_LEVEL",
+        help_heading = "gRPC"
+    )]
+    pub grpc_infer_response_compression_level: Option<GrpcCompression>,
+
     /// The port of Prometheus metrics; 0 takes any free one, `off` opens none. [default: 8002; off in a SageMaker
     /// container]
     #[arg(long, value_name = "PORT", env = "ROUNDHOUSE_METRICS_PORT", help_heading = "Listening")]
@@ -216,7 +249,7 @@ pub struct ServeOptions {
     #[arg(long, value_name = "MS", env = "ROUNDHOUSE_ENDPOINT_LOAD_LIMIT_MS", help_heading = "SageMaker")]
     pub endpoint_load_limit_ms: Option<u64>,
 
-    /// A file that is written once everything listens: {"http": "IP:PORT", "metrics": "IP:PORT", "sagemaker": "IP:PORT"},
+    /// A file that is written once everything listens: {"http": "IP:PORT", "grpc": "IP:PORT", "metrics": "IP:PORT", "sagemaker": "IP:PORT"},
     /// without those that are off.
     #[arg(long, value_name = "FILE", env = "ROUNDHOUSE_PORT_FILE", help_heading = "Listening")]
     pub port_file: Option<PathBuf>,

@@ -121,20 +121,29 @@ fn expand_blocking(encoding: Encoding, body: &[u8], limit: usize, flag: &str) ->
 /// # Errors
 /// `Internal` if the encoder fails, which writing into memory does not.
 pub async fn compress(encoding: Encoding, pieces: Vec<Bytes>) -> Result<Bytes> {
+    // Level 1: an answer is compressed once and read once.
+    compress_at(encoding, pieces, 1).await
+}
+
+/// The same at a level from 1, the fastest, to 9.
+///
+/// # Errors
+/// As [`compress`].
+pub async fn compress_at(encoding: Encoding, pieces: Vec<Bytes>, level: u32) -> Result<Bytes> {
     let length: usize = pieces.iter().map(Bytes::len).sum();
     off_the_io_threads(length >= LARGE, move || {
         let failed = |error| Error::internal("compressing the answer failed").with_source(error);
         let room = Vec::with_capacity(length / 2 + 64);
-        // Level 1: an answer is compressed once and read once.
+        let level = Compression::new(level);
         match encoding {
             Encoding::Identity => Ok(pieces.concat().into()),
             Encoding::Gzip => {
-                let mut encoder = GzEncoder::new(room, Compression::fast());
+                let mut encoder = GzEncoder::new(room, level);
                 pieces.iter().try_for_each(|piece| encoder.write_all(piece)).map_err(failed)?;
                 encoder.finish().map(Bytes::from).map_err(failed)
             }
             Encoding::Deflate => {
-                let mut encoder = ZlibEncoder::new(room, Compression::fast());
+                let mut encoder = ZlibEncoder::new(room, level);
                 pieces.iter().try_for_each(|piece| encoder.write_all(piece)).map_err(failed)?;
                 encoder.finish().map(Bytes::from).map_err(failed)
             }

@@ -10,6 +10,7 @@ pub mod compression;
 pub mod config_json;
 pub mod generate;
 pub mod json;
+pub mod kserve_grpc;
 pub mod kserve_http;
 pub mod listener;
 pub mod metrics_http;

@@ -3,6 +3,8 @@
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Status};
 
 use super::body::Body;
 use super::tensor_json;
@@ -81,6 +83,40 @@ fn no_room(error: &Error) -> Option<NoRoom> {
         cause = below.source();
     }
     None
+}
+
+/// The status code of KServe v2 over gRPC.
+#[must_use]
+pub const fn grpc(kind: ErrorKind) -> Code {
+    match kind {
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::AlreadyLoaded => Code::AlreadyExists,
+        ErrorKind::InvalidArgument => Code::InvalidArgument,
+        ErrorKind::TooLarge | ErrorKind::Overloaded | ErrorKind::OutOfDeviceMemory | ErrorKind::OutOfDisk => {
+            Code::ResourceExhausted
+        }
+        ErrorKind::NotReady => Code::Unavailable,
+        ErrorKind::DeadlineExceeded => Code::DeadlineExceeded,
+        ErrorKind::Unsupported => Code::Unimplemented,
+        ErrorKind::BackendFailed | ErrorKind::RepositoryFailed | ErrorKind::Internal => Code::Internal,
+    }
+}
+
+/// The most of an error's text that goes into a header, in characters: clients take heads of 8 KiB, percent-encoded.
+const STATUS_TEXT: usize = 2000;
+
+/// An error as gRPC tells it: its code and text, the kind as metadata `error-code`, and `grpc-retry-pushback-ms` where a
+/// retry may help.
+#[must_use]
+pub fn grpc_status(error: &Error) -> Status {
+    let text: String = error.report().chars().take(STATUS_TEXT).collect();
+    let mut status = Status::new(grpc(error.kind()), text);
+    let metadata = status.metadata_mut();
+    metadata.insert("error-code", MetadataValue::from_static(error.kind().code()));
+    if retry_after(error.kind()).is_some() && error.is_retryable() {
+        metadata.insert("grpc-retry-pushback-ms", MetadataValue::from_static("1000"));
+    }
+    status
 }
 
 /// Seconds after which a retry may help, where the protocol has a place for it.

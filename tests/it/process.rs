@@ -29,7 +29,7 @@ fn a_wrong_configuration_ends_with_64_and_says_what_to_change() {
         (&["serve", "--model-repository", folder, "--log", "a=b=c"], "cannot read --log a=b=c"),
     ];
     for (arguments, text) in cases {
-        let ports: &[&str] = &["--http-port", "0", "--metrics-port", "0"];
+        let ports: &[&str] = &["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"];
         let (code, stderr) = run(&[arguments, ports].concat());
         assert_eq!(code, Some(64), "{arguments:?}: {stderr}");
         assert!(stderr.contains(text), "{arguments:?}: {stderr}");
@@ -43,7 +43,8 @@ fn a_port_that_is_taken_ends_with_64_and_names_the_flag() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let folder = repository.path().to_str().unwrap();
-    let (code, stderr) = run(&["serve", "--model-repository", folder, "--metrics-port", "0", "--http-port", &port]);
+    let (code, stderr) =
+        run(&["serve", "--model-repository", folder, "--grpc-port", "0", "--metrics-port", "0", "--http-port", &port]);
     assert_eq!(code, Some(64), "{stderr}");
     assert!(stderr.contains("--http-port"), "{stderr}");
 }

@@ -31,6 +31,7 @@ class Server:
     def __init__(self, process, log, addresses):
         self.process = process
         self.http = addresses["http"]
+        self.grpc = addresses.get("grpc")
         self.metrics = addresses["metrics"]
         self.sagemaker = addresses.get("sagemaker")
         self.was_killed = False
@@ -74,7 +75,7 @@ class Server:
 def running_server(repository, folder, *arguments, environment=None):
     """A server over `repository`, or over none; at the end SIGTERM must bring exit code 0, and no thread may have panicked."""
     port_file, log = folder / "ports.json", folder / "server.log"
-    command = [binary(), "serve", "--http-port", "0", "--metrics-port", "0"]
+    command = [binary(), "serve", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     if repository is not None:
         command += ["--model-repository", repository]
     with log.open("wb") as output:

@@ -69,6 +69,9 @@ const WITHOUT_EFFECT: [&str; 5] = [
 /// The port of metrics where the variables name none, as in Triton.
 const USUAL_METRICS_PORT: u16 = 8002;
 
+/// The port of gRPC where the variables name none, as in Triton.
+const USUAL_GRPC_PORT: u16 = 8001;
+
 /// What is around the server where SageMaker starts it: the platform's variables and its folder for a single model.
 #[derive(Clone, Debug)]
 pub(in crate::config) struct Platform {
@@ -157,6 +160,7 @@ impl Platform {
             sagemaker_inference_type: self.one_of(INFERENCE_TYPE, &inference_types)?,
             sagemaker_ping: self.one_of(ping_mode, &[("live", Ping::Live), ("ready", Ping::Ready)])?,
             metrics_port: self.metrics_port(remarks)?.map(Port::At),
+            grpc_port: self.grpc_port(remarks)?.map(Port::At),
             io_threads: self.read(THREAD_COUNT, "a number from 1", |value| value.parse::<NonZeroUsize>().ok())?,
             log: self.log_level()?.map(str::to_owned),
             ..ServeOptions::default()
@@ -175,7 +179,8 @@ impl Platform {
         let Some(range) = self.read(SAFE_PORT_RANGE, "two ports, as in 23000-23999", range)? else { return Ok(()) };
         let http = ("--http-port", "--http-port", config.http_port);
         let metrics = ("--metrics-port", "--metrics-port or SAGEMAKER_TRITON_METRICS_PORT", config.metrics_port);
-        for (flag, mend, port) in [http, metrics] {
+        let grpc = ("--grpc-port", "--grpc-port or SAGEMAKER_TRITON_GRPC_PORT", config.grpc.port);
+        for (flag, mend, port) in [http, grpc, metrics] {
             let lies = match port {
                 Some(0) => "takes any free port, which may lie",
                 Some(port) if !range.contains(&port) => "lies",
@@ -221,6 +226,14 @@ impl Platform {
             remarks.warnings.push(format!("{METRICS_PORT} opens no port without {ALLOW_METRICS}=true"));
         }
         Ok(allowed.then(|| port.unwrap_or(USUAL_METRICS_PORT)))
+    }
+
+    fn grpc_port(&self, remarks: &mut Remarks) -> Result<Option<u16>> {
+        let (allowed, port) = (self.is_true(ALLOW_GRPC)?.unwrap_or(false), self.port(GRPC_PORT)?);
+        if port.is_some() && !allowed {
+            remarks.warnings.push(format!("{GRPC_PORT} opens no port without {ALLOW_GRPC}=true"));
+        }
+        Ok(allowed.then(|| port.unwrap_or(USUAL_GRPC_PORT)))
     }
 
     /// The most that is logged, `None` where no variable says so. Triton switches each level on its own.
@@ -279,10 +292,6 @@ impl Platform {
     }
 
     fn remark_what_is_not_offered(&self, remarks: &mut Remarks) -> Result<()> {
-        if self.is_true(ALLOW_GRPC)? == Some(true) {
-            remarks.warnings.push(format!("{ALLOW_GRPC} has no effect: there is no gRPC yet"));
-        }
-        self.port(GRPC_PORT)?;
         let fraction = |value: &str| value.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part));
         if self.read(MODEL_LOAD_GPU_LIMIT, "a fraction from 0 to 1", fraction)?.is_some() {
             remarks.warnings.push(format!("{MODEL_LOAD_GPU_LIMIT} has no effect: no GPU is used yet"));

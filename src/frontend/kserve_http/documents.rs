@@ -18,7 +18,7 @@ use crate::server::BackendStatus;
 use super::super::status::Failure;
 
 /// The extensions of the protocol that are served.
-const EXTENSIONS: &[&str] = &[
+pub(in crate::frontend) const EXTENSIONS: &[&str] = &[
     "classification",
     "model_repository",
     "model_configuration",

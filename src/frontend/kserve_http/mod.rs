@@ -5,7 +5,7 @@
 //! The way of an inference request is short: its path is read by hand and its handler called directly. Everything else
 //! goes through an axum router.
 
-mod documents;
+pub(in crate::frontend) mod documents;
 mod generate;
 mod infer;
 mod repository;

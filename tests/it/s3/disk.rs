@@ -186,7 +186,7 @@ async fn two_servers_do_not_share_a_cache_folder() {
     let folder = config.cache.directory.display().to_string();
     let error = App::build_with(config, BackendRegistry::default().with(Arc::new(Identity))).err().unwrap();
     assert!(error.to_string().contains("--cache-dir") && error.to_string().contains(&folder), "{error}");
-    let ports = ["--http-port", "0", "--metrics-port", "0"];
+    let ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"];
     let uri = bucket.uri();
     let arguments = [&["serve", "--model-repository", &uri, "--cache-dir", &folder], ports.as_slice()].concat();
     let (code, stderr) = run(&arguments);
@@ -208,7 +208,8 @@ async fn a_cache_folder_that_cannot_be_used_is_named() {
         let folder = place.path().join(folder).display().to_string();
         let uri = bucket.uri();
         let arguments = ["serve", "--model-repository", &uri, "--cache-dir", &folder];
-        let (code, stderr) = run(&[&arguments, ["--http-port", "0", "--metrics-port", "0"].as_slice()].concat());
+        let (code, stderr) =
+            run(&[&arguments, ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"].as_slice()].concat());
         assert_eq!(code, Some(64), "{stderr}");
         assert!(stderr.contains(&folder) && stderr.contains("--cache-dir"), "{stderr}");
     }

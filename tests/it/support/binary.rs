@@ -49,7 +49,7 @@ impl Binary {
     pub(crate) fn start(repository: &Path, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port_file = folder.path().join("ports.json");
-        let fixed = ["serve", "--http-port", "0", "--metrics-port", "0", "--log-format", "json"];
+        let fixed = ["serve", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--log-format", "json"];
         let mut command = command(&fixed);
         command.arg("--model-repository").arg(repository).arg("--port-file").arg(&port_file).args(arguments);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();

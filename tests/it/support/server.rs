@@ -24,6 +24,7 @@ use super::{eventually, within};
 #[derive(Clone, Copy)]
 pub(crate) struct Addresses {
     pub(crate) http: SocketAddr,
+    pub(crate) grpc: SocketAddr,
     pub(crate) metrics: SocketAddr,
     pub(crate) sagemaker: SocketAddr,
 }
@@ -49,6 +50,7 @@ pub(crate) fn config_for(repository: &Repository) -> ServerConfig {
     let options = ServeOptions {
         model_repository: Some(repository.path().to_str().unwrap().to_owned()),
         http_port: Some(Port::At(0)),
+        grpc_port: Some(Port::At(0)),
         metrics_port: Some(Port::At(0)),
         sagemaker_port: Some(Port::At(0)),
         executor_threads: std::num::NonZeroUsize::new(2),
@@ -105,6 +107,7 @@ impl TestServer {
                 let bound = listeners.addresses().unwrap();
                 let addresses = Addresses {
                     http: bound.http.unwrap(),
+                    grpc: bound.grpc.unwrap(),
                     metrics: bound.metrics.unwrap(),
                     sagemaker: bound.sagemaker.unwrap(),
                 };

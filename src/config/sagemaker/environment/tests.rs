@@ -141,7 +141,7 @@ fn what_has_no_effect_is_told() {
         assert!(warnings.is_empty() && notes.contains(name), "{warnings} {notes}");
     }
     for (name, value, part) in [
-        (ALLOW_GRPC, "true", "no gRPC"),
+        (GRPC_PORT, "8011", "opens no port"),
         (MODEL_LOAD_GPU_LIMIT, "0.8", "no GPU"),
         (METRICS_PORT, "23000", ALLOW_METRICS),
         ("SAGEMAKER_TRITON_MODLE", "x", "unknown"),
@@ -237,7 +237,11 @@ fn flags_win_over_variables_and_variables_over_the_file() {
     std::fs::write(file.path(), "sagemaker = 'multi-model'\nlog = 'error'\n").unwrap();
     let config = resolve(flags, &[(BIND_TO_PORT, "8082"), (ALLOW_METRICS, "true")]).unwrap();
     assert_eq!((config.sagemaker.mode, config.metrics_port), (SageMakerMode::MultiModel, Some(8002)));
-    assert_eq!(config.log, "error");
+    assert_eq!((config.log.as_str(), config.grpc.port), ("error", None));
+    let grpc = |more: &[(&str, &str)]| resolve(ServeOptions::default(), &[&MULTI, more].concat()).unwrap().grpc.port;
+    assert_eq!(grpc(&[(ALLOW_GRPC, "true")]), Some(8001));
+    assert_eq!(grpc(&[(ALLOW_GRPC, "true"), (GRPC_PORT, "23001")]), Some(23001));
+    assert_eq!(grpc(&[(ALLOW_GRPC, "false"), (GRPC_PORT, "23001")]), None);
 }
 
 #[test]

@@ -1,0 +1,87 @@
+//! `ModelInfer`: read, decode, find the model, run, encode.
+
+use std::time::Instant;
+
+use http::{HeaderMap, HeaderValue, Request, Response};
+use hyper::body::Incoming;
+
+use super::super::compression::{self, Encoding};
+use super::super::provenance::Provenance;
+use super::super::tensor_body;
+use super::messages::{self, ENCODING, Messages};
+use super::reply::{self, GrpcBody};
+use super::response::{Pieces, Wrapping, encode};
+use super::{GrpcService, log_failure, request, request_id};
+use crate::error::{Error, Result};
+
+impl GrpcService {
+    /// Answers an inference, errors included.
+    pub(super) async fn infer(&self, request: Request<Incoming>, arrived: Instant) -> Response<GrpcBody> {
+        let (head, body) = request.into_parts();
+        match self.try_infer(&head.headers, body, arrived).await {
+            Ok(response) => response,
+            Err(error) => {
+                log_failure("ModelInfer", &head.headers, &error);
+                reply::error(&error)
+            }
+        }
+    }
+
+    async fn try_infer(&self, headers: &HeaderMap, body: Incoming, arrived: Instant) -> Result<Response<GrpcBody>> {
+        let at_first = self.deadline(arrived, None, headers)?;
+        let message = Messages::new(headers, body, self.0.config.max_message_bytes)?.only(at_first).await?;
+        let mut decoded = request::decode(&message, &self.0.tensor_limits)?;
+        drop(message);
+        let deadline = self.deadline(arrived, decoded.timeout, headers)?;
+        decoded.request.deadline = deadline;
+        let handle = self.server().model(&decoded.model, decoded.version, deadline).await?;
+        if handle.config.decoupled {
+            return Err(Error::unsupported("ModelInfer RPC doesn't support models with decoupled transaction policy"));
+        }
+        let mut response = self.server().infer(&handle, decoded.request, arrived).await?;
+        tensor_body::classify(&mut response, &decoded.format, &handle)?;
+        let provenance = Provenance::of(&handle);
+        drop(handle);
+        tracing::debug!(
+            model = %response.model.name,
+            version = response.model.version,
+            request_id = request_id(headers).unwrap_or(&response.id),
+            us = u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX),
+            "inference answered"
+        );
+        let (pieces, coding) = self.compressed(encode(response, Wrapping::Unary), headers).await?;
+        let mut response = reply::message(pieces);
+        provenance.write(response.headers_mut());
+        if let Some(coding) = coding {
+            response.headers_mut().insert(ENCODING, coding);
+        }
+        Ok(response)
+    }
+
+    /// How the answers to a call are compressed.
+    pub(super) fn answer_encoding(&self, headers: &HeaderMap) -> Encoding {
+        match self.0.config.compression.level() {
+            None => Encoding::Identity,
+            Some(_) => messages::accepted(headers),
+        }
+    }
+
+    async fn compressed(&self, pieces: Pieces, headers: &HeaderMap) -> Result<(Pieces, Option<HeaderValue>)> {
+        let encoding = self.answer_encoding(headers);
+        match (encoding.header(), self.0.config.compression.level()) {
+            (Some(coding), Some(level)) => Ok((compress(pieces, encoding, level).await?, Some(coding))),
+            _ => Ok((pieces, None)),
+        }
+    }
+}
+
+/// A message with its prefix, compressed.
+pub(super) async fn compress(mut pieces: Pieces, encoding: Encoding, level: u32) -> Result<Pieces> {
+    if let Some(first) = pieces.first_mut() {
+        drop(first.split_to(first.len().min(5)));
+    }
+    let packed = compression::compress_at(encoding, pieces.into_vec(), level).await?;
+    let [_, length @ ..] = super::response::prefix(packed.len());
+    let [a, b, c, d] = length;
+    Ok(Pieces::from_iter([bytes::Bytes::copy_from_slice(&[1, a, b, c, d]), packed]))
+}
