@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::parts::{LoadingRuntime, disk_opener, open_devices, open_pool, open_repository};
+use self::parts::{LoadingRuntime, disk_opener, open_devices, open_pool, open_repository, resources};
 use crate::artifact::start_write_back;
 use crate::backend::identity::Identity;
 use crate::backend::onnxruntime::{self, OnnxRuntime};
@@ -166,14 +166,25 @@ impl App {
         let selection = select(&config.devices, &Err("this version runs models on the cpu only".to_owned()))?;
         tracing::info!(devices = ?selection.devices, reason = selection.reason, "devices chosen");
         let monitor = open_devices();
+        let resources = resources(&config.rate_limit, &selection.devices);
         let mut executors = Vec::new();
         let mut devices = Vec::new();
         for device in selection.devices {
             // With a single thread for connections it is the short way or none: one run may hold it.
             let short_ways = config.io_threads.saturating_sub(1).max(1);
-            let executor = Executor::start(device, config.executor_threads, short_ways)?;
+            let executor = Executor::start_with(
+                device,
+                config.executor_threads,
+                short_ways,
+                resources.clone().unwrap_or_default(),
+            )?;
             let pool = open_pool(&config.cache, device, &monitor)?;
-            devices.push(DevicePlace { pool, executor: executor.handle(), threads: config.executor_threads });
+            devices.push(DevicePlace {
+                pool,
+                executor: executor.handle(),
+                threads: config.executor_threads,
+                resources: resources.clone(),
+            });
             executors.push(executor);
         }
         let metrics = Arc::new(ServerMetrics::new()?);

@@ -13,6 +13,7 @@ pub mod amount;
 mod folders;
 pub mod grpc;
 pub mod options;
+pub mod rate_limit;
 pub mod sagemaker;
 pub mod trace;
 
@@ -21,6 +22,7 @@ use self::folders::default_cache_dir;
 pub use self::folders::default_runtime_dir;
 use self::grpc::GrpcConfig;
 pub use self::options::ServeOptions;
+use self::rate_limit::RateLimitConfig;
 use self::sagemaker::environment::Platform;
 use self::sagemaker::{Remarks, SageMakerConfig, SageMakerMode, single_model};
 use self::trace::TraceConfig;
@@ -276,6 +278,8 @@ pub struct ServerConfig {
     pub allow_client_shm: bool,
     /// Requests that may wait for one model.
     pub queue_capacity: usize,
+    /// What runs may take of what others want too.
+    pub rate_limit: RateLimitConfig,
     /// Limits on requests.
     pub limits: RequestLimits,
     /// Time to finish after SIGTERM.
@@ -340,7 +344,7 @@ impl ServeOptions {
             grpc_keepalive_time_ms, grpc_keepalive_timeout_ms, grpc_infer_response_compression_level, metrics_port, sagemaker_port,
             sagemaker, sagemaker_model, sagemaker_model_root, sagemaker_inference_type, sagemaker_ping, endpoint_name, endpoint_keys,
             endpoint_max_payload_bytes, endpoint_load_wait_ms, endpoint_load_limit_ms, port_file, device, executor_threads, io_threads, onnxruntime_library,
-            runtime_dir, allow_client_shm, max_connections, queue_capacity, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, log,
+            runtime_dir, allow_client_shm, max_connections, queue_capacity, rate_limit, rate_limit_resource, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, log,
             log_format, trace_config,
         }
     }
@@ -352,6 +356,7 @@ impl ServeOptions {
             None => (!mode.is_container()).then_some(usual),
         };
         let body_bytes = self.max_body_bytes.unwrap_or(1 << 30);
+        let rate_limit = RateLimitConfig::of(&self);
         let grpc = GrpcConfig::of(&self, port(None, 8001), body_bytes);
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let timeout_ms = self.request_timeout_ms.unwrap_or(60_000);
@@ -423,6 +428,7 @@ impl ServeOptions {
                 None => default_runtime_dir()?,
             },
             allow_client_shm: self.allow_client_shm.unwrap_or(false),
+            rate_limit,
             queue_capacity: self.queue_capacity.map_or(1024, NonZeroUsize::get),
             limits: RequestLimits {
                 json_bytes: self.max_json_bytes.unwrap_or(64 << 20),

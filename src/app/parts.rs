@@ -11,6 +11,7 @@ use crate::cache::disk::{DiskCache, DiskOptions};
 use crate::cache::eviction::{EvictionPolicy, Lru};
 use crate::cache::memory_pool::{MemoryPool, Name};
 use crate::config::amount::Amount;
+use crate::config::rate_limit::{RateLimit, RateLimitConfig, ResourcePlace};
 use crate::config::{CacheConfig, DeviceChoice, EvictionRule, ServerConfig};
 use crate::device::devices::Devices;
 use crate::device::monitor::DeviceMonitor;
@@ -25,6 +26,7 @@ use crate::repository::download::Downloader;
 use crate::repository::local::Local;
 use crate::repository::s3::uri::is_s3;
 use crate::repository::s3::{S3, S3Options};
+use crate::scheduler::turns::{ResourceName, Resources};
 
 pub(super) fn open_repository(uri: &str, config: &ServerConfig, loading: &Handle) -> Result<Arc<dyn ModelRepository>> {
     if is_s3(uri) {
@@ -173,3 +175,19 @@ const SPARE_THREADS: usize = 4;
 
 /// Threads that drive fetches. What blocks has threads of its own.
 const LOADING_THREADS: usize = 2;
+
+/// How much there is of what runs take, where rates are limited.
+pub(super) fn resources(config: &RateLimitConfig, devices: &[DeviceId]) -> Option<Arc<Resources>> {
+    if config.mode == RateLimit::Off {
+        return None;
+    }
+    let amounts = config.resources.iter().flat_map(|resource| {
+        let name = |device| (ResourceName { name: resource.name.clone(), device }, resource.count);
+        match resource.place {
+            ResourcePlace::Global => vec![name(None)],
+            ResourcePlace::Gpu(gpu) => vec![name(Some(DeviceId::Gpu(gpu)))],
+            ResourcePlace::EachDevice => devices.iter().map(|device| name(Some(*device))).collect(),
+        }
+    });
+    Some(Arc::new(Resources::of(amounts)))
+}

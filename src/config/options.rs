@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::amount::{Amount, CacheBytes, MemoryLimit};
 use super::grpc::GrpcCompression;
+use super::rate_limit::{RateLimit, RateLimitResource};
 use super::sagemaker::{InferenceType, Ping, SageMakerMode};
 use super::{DeviceChoice, Eviction, EvictionRule, LogFormat, ModelControl, Port, UnknownConfigFields};
 
@@ -282,6 +283,22 @@ pub struct ServeOptions {
     /// Requests that may wait for one model; a full queue answers 429. [default: 1024]
     #[arg(long, value_name = "N", env = "ROUNDHOUSE_QUEUE_CAPACITY", help_heading = "Limits")]
     pub queue_capacity: Option<NonZeroUsize>,
+
+    /// Whether runs wait for the resources that their model's instance_group names in `rate_limiter`: off or
+    /// execution_count. Its priority counts either way. [default: off]
+    #[arg(long, value_enum, env = "ROUNDHOUSE_RATE_LIMIT", help_heading = "Limits")]
+    pub rate_limit: Option<RateLimit>,
+
+    /// How much there is of such a resource, as NAME:COUNT, NAME:COUNT:global or NAME:COUNT:GPU; may be repeated.
+    /// [default: the largest need of any instance]
+    #[arg(
+        long,
+        value_name = "RESOURCE",
+        env = "ROUNDHOUSE_RATE_LIMIT_RESOURCE",
+        value_delimiter = ',',
+        help_heading = "Limits"
+    )]
+    pub rate_limit_resource: Option<Vec<RateLimitResource>>,
 
     /// How long a request may take, its model's load included, unless it says less; 0 for ever. [default: 60000]
     #[arg(long, value_name = "MS", env = "ROUNDHOUSE_REQUEST_TIMEOUT_MS", help_heading = "Limits")]

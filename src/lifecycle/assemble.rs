@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::flight::Flight;
 use super::handle::{Home, LoadedVersion, TensorMetadata};
+use super::members::{count, members};
 use super::plan::Plan;
 use super::warm_up::WarmUp;
 use crate::backend::{Model, ModelFiles};
@@ -18,14 +19,11 @@ use crate::inference::{DeviceId, ModelId, Version};
 use crate::metrics::statistics::ModelStatistics;
 use crate::model_config::complete::RuntimeSignature;
 use crate::model_config::{InstanceKind, ModelConfig};
-use crate::scheduler::queue::{Member, ModelQueue, Scheduling};
+use crate::scheduler::queue::{ModelQueue, Scheduling};
 use crate::sync::PinCount;
 
 /// The largest file of class names, in bytes.
 const MAX_LABEL_BYTES: u64 = 16 << 20;
-
-/// The most instances of one version.
-const MAX_INSTANCES: usize = 1024;
 
 /// Loads one version and warms it up; `None` where nobody waits for it any more. Blocking.
 pub(super) fn load_version(
@@ -53,26 +51,19 @@ pub(super) fn load_version(
         DeviceId::Cpu => InstanceKind::Cpu,
         DeviceId::Gpu(_) => InstanceKind::Gpu,
     };
-    let instances = config.instance_groups.iter().map(|group| group.count as usize).sum();
-    let instances = if instances == 0 { plan.place.threads.min(MAX_INSTANCES) } else { instances };
-    if instances > MAX_INSTANCES {
-        return Err(Error::invalid(format!(
-            "instance_group asks for {instances} instances, at most {MAX_INSTANCES} are made"
-        )));
-    }
+    let instances = count(&config, &plan.place)?;
     config.complete(model.signature())?;
-    let count = u32::try_from(instances).unwrap_or(u32::MAX);
-    config.normalize(plan.backend.default_model_file(), kind, count)?;
+    let instances = u32::try_from(instances).unwrap_or(u32::MAX);
+    config.normalize(plan.backend.default_model_file(), kind, instances)?;
     // A bare file in the repository's root has the whole repository for its folder.
     let folder = plan.tree.owns_directory.then_some(files.directory.as_path());
     let (inputs, outputs, output_indexes) = describe(&config, model.signature(), folder)?;
     let warm_up = WarmUp::prepare(&config, folder, &output_indexes, flight)?;
     let model = warm_up.around(model);
     let statistics = Arc::new(ModelStatistics::default());
-    let executor = plan.place.executor.clone();
-    let member = Member { model: Arc::clone(&model), instances, executor, share: Arc::default() };
+    let members = members(&config, &plan.place, &model)?;
     let scheduling = Scheduling::of(&config, plan.queue_capacity)?;
-    let queue = ModelQueue::new(vec![member], scheduling, Arc::clone(&statistics));
+    let queue = ModelQueue::new(members, scheduling, Arc::clone(&statistics));
     if warm_up.was_abandoned() {
         return Ok(None);
     }

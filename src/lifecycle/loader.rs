@@ -30,6 +30,7 @@ use crate::inference::{DeviceId, Version};
 use crate::model_config::{ModelConfig, UnknownFields};
 use crate::repository::ModelRepository;
 use crate::scheduler::executor::ExecutorHandle;
+use crate::scheduler::turns::Resources;
 
 /// A device, the threads that run on it, and the book of its memory.
 #[derive(Clone)]
@@ -40,6 +41,8 @@ pub struct DevicePlace {
     pub executor: ExecutorHandle,
     /// How many threads: the number of instances where the configuration names none.
     pub threads: usize,
+    /// What runs take of, where the server limits rates.
+    pub resources: Option<Arc<Resources>>,
 }
 
 impl DevicePlace {

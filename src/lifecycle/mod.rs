@@ -12,6 +12,7 @@ mod gate;
 pub mod handle;
 mod house;
 pub mod loader;
+mod members;
 pub mod need;
 pub mod plan;
 pub mod residency;

@@ -200,8 +200,10 @@ impl ModelConfig {
                 &signature.outputs,
             )?;
         }
+        let is_made_here = |name: &String| self.batch_inputs.iter().any(|input| input.targets.contains(name));
         let is_left_out = |name: &String| {
             !signature.optional_inputs.contains(name)
+                && !is_made_here(name)
                 && self.inputs.iter().find(|input| input.name == *name).is_none_or(|input| input.optional)
         };
         match signature.inputs.iter().map(|input| &input.name).find(|name| is_left_out(name)) {
@@ -215,6 +217,14 @@ impl ModelConfig {
                 list(self.inputs.iter().map(|input| input.name.as_str()))
             ))),
             None => Ok(()),
+        }
+    }
+
+    /// Whether the tensors of several requests are laid end to end in it.
+    fn lies_end_to_end(&self, role: &str, name: &str) -> bool {
+        match role {
+            "input" => self.inputs.iter().any(|input| input.name == name && input.allow_ragged_batch),
+            _ => self.batch_outputs.iter().any(|output| output.targets.iter().any(|target| target == name)),
         }
     }
 
@@ -233,6 +243,15 @@ impl ModelConfig {
                 data_type.config_name(),
                 tensor.data_type.config_name()
             )));
+        }
+        if self.lies_end_to_end(role, name) {
+            return match tensor.dims.as_slice() {
+                [_] => Ok(()),
+                dims => Err(Error::invalid(format!(
+                    "{role} {name_shown}: what is ragged reaches the model in one dimension, but it has {}",
+                    Shape::new(dims)
+                ))),
+            };
         }
         self.dims_without_batch(role, tensor)?;
         let shape: Shape = self.metadata_dims(runtime_dims).into_iter().collect();

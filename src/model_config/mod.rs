@@ -258,6 +258,28 @@ pub struct InstanceGroup {
     pub count: u32,
     /// The GPUs by number; empty for all.
     pub gpus: Vec<u32>,
+    /// What its runs take of what others want too.
+    pub rate_limiter: RateLimiter,
+}
+
+/// What an instance's runs take while they last, and how they count (`ModelRateLimiter`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RateLimiter {
+    /// What a run needs; counted where the server limits rates.
+    pub resources: Vec<RateLimiterResource>,
+    /// A share of one `priority`th of an ordinary one; 0 is as good as 1.
+    pub priority: u32,
+}
+
+/// Something that runs take of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RateLimiterResource {
+    /// Its name.
+    pub name: String,
+    /// Whether all devices share it; each has its own otherwise.
+    pub global: bool,
+    /// How much a run takes.
+    pub count: u32,
 }
 
 /// Where instances run.
@@ -354,7 +376,13 @@ mod tests {
         let config = parsed.config;
         assert_eq!((config.backend.as_str(), config.max_batch_size), ("onnxruntime", 8));
         assert_eq!(config.version_policy, VersionPolicy::Specific(vec![1, 3]));
-        let group = InstanceGroup { name: String::new(), kind: InstanceKind::Gpu, count: 2, gpus: vec![0, 1] };
+        let group = InstanceGroup {
+            name: String::new(),
+            kind: InstanceKind::Gpu,
+            count: 2,
+            gpus: vec![0, 1],
+            rate_limiter: RateLimiter::default(),
+        };
         assert_eq!(config.instance_groups, [group]);
         assert_eq!(config.parameters["intra_op_thread_count"], "4");
         assert_eq!(config.inputs[0].dims, [3, -1]);

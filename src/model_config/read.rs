@@ -7,8 +7,8 @@ use super::diagnostic::{ConfigError, Position, quoted};
 use super::message::{MapKey, Message, Value};
 use super::ragged::{read_batch_input, read_batch_output};
 use super::{
-    DynamicBatching, InstanceGroup, InstanceKind, ModelConfig, ModelInput, ModelOutput, QueuePolicy, TimeoutAction,
-    VersionPolicy, response_cache, warm_up,
+    DynamicBatching, InstanceGroup, InstanceKind, ModelConfig, ModelInput, ModelOutput, QueuePolicy, RateLimiter,
+    RateLimiterResource, TimeoutAction, VersionPolicy, response_cache, warm_up,
 };
 use crate::inference::Version;
 use crate::tensor::DataType;
@@ -200,7 +200,22 @@ fn instance_group(group: &Message, position: Position) -> Result<InstanceGroup, 
     if sorted.windows(2).any(|pair| matches!(pair, [left, right] if left == right)) {
         return Err(ConfigError::invalid(position, "instance_group: a GPU is listed twice"));
     }
-    Ok(InstanceGroup { name: group.text("name").to_owned(), kind, count, gpus })
+    let rate_limiter = group.message("rate_limiter").map(rate_limiter).transpose()?.unwrap_or_default();
+    Ok(InstanceGroup { name: group.text("name").to_owned(), kind, count, gpus, rate_limiter })
+}
+
+fn rate_limiter(limiter: &Message) -> Result<RateLimiter, ConfigError> {
+    let mut resources = Vec::new();
+    for (resource, position) in limiter.messages("resources") {
+        let name = resource.text("name").to_owned();
+        if name.is_empty() {
+            return Err(ConfigError::invalid(position, "rate_limiter: a resource has no name"));
+        }
+        // Of 32 bits by its schema.
+        let count = u32::try_from(resource.uint("count")).unwrap_or(u32::MAX);
+        resources.push(RateLimiterResource { name, global: resource.flag("global"), count });
+    }
+    Ok(RateLimiter { resources, priority: u32::try_from(limiter.uint("priority")).unwrap_or(u32::MAX) })
 }
 
 fn dynamic_batching(batching: &Message) -> Result<DynamicBatching, ConfigError> {

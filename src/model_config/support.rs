@@ -52,7 +52,7 @@ const RULES: &[Rule] = &[
     rule("runtime", Ignored, "the server chooses the runtime library itself"),
     rule("input.format", Ignored, "the dims alone describe the tensor"),
     rule("optimization.graph", Ignored, "the runtime's own level of optimization is used"),
-    rule("optimization.priority", Ignored, "models of a device take turns"),
+    rule("optimization.priority", Ignored, "the shares of a device are the rate_limiter's"),
     rule("optimization.cuda", Ignored, "CUDA graphs and streams are the runtime's own choice"),
     rule("optimization.execution_accelerators", Ignored, "the device chosen for the server decides the provider"),
     Rule {
@@ -69,7 +69,6 @@ const RULES: &[Rule] = &[
     },
     rule("optimization.gather_kernel_buffer_threshold", Ignored, "inputs are gathered as the server sees fit"),
     rule("optimization.eager_batching", Ignored, "a batch is gathered when an instance takes it"),
-    rule("instance_group.rate_limiter", Ignored, "instances of a device take turns"),
     rule("instance_group.profile", Ignored, "optimization profiles exist in TensorRT alone"),
     rule("instance_group.host_policy", Ignored, "threads are not bound to cores or memory nodes"),
     rule("cc_model_filenames", Ignored, "the default model file is used on every GPU"),
@@ -156,6 +155,7 @@ mod tests {
         "instance_group.kind",
         "instance_group.count",
         "instance_group.gpus",
+        "instance_group.rate_limiter",
         "default_model_filename",
         "parameters",
         "model_warmup",
@@ -235,7 +235,6 @@ mod tests {
             ("optimization { input_pinned_memory { enable: false } }", "optimization.input_pinned_memory.enable"),
             ("optimization { priority: PRIORITY_MAX }", "optimization.priority"),
             ("instance_group { host_policy: 'a' }", "instance_group.host_policy"),
-            ("instance_group { rate_limiter { priority: 2 } }", "instance_group.rate_limiter"),
             ("cc_model_filenames { key: '8.0' value: 'a' }", "cc_model_filenames"),
             ("runtime: 'x.so'", "runtime"),
         ];

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::error::{Error, Result};
 use crate::inference::DeviceId;
 
 /// A resource that instances take while they run: by name, for one device or for all together.
@@ -29,28 +30,63 @@ pub struct ResourceName {
 }
 
 /// How much there is of each resource, on all devices. One lock, held for a comparison.
+///
+/// What is not given is as much as the largest need of any instance there was, as in Triton: enough for each, and for one
+/// at a time of those.
 #[derive(Debug, Default)]
 pub struct Resources {
-    free: Mutex<BTreeMap<ResourceName, u64>>,
+    stocks: Mutex<BTreeMap<ResourceName, Stock>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Stock {
+    total: u64,
+    taken: u64,
+    /// Whether its total was given, and does not grow.
+    is_given: bool,
 }
 
 impl Resources {
     /// So much of each resource.
     #[must_use]
     pub fn of(amounts: impl IntoIterator<Item = (ResourceName, u64)>) -> Self {
-        Self { free: Mutex::new(amounts.into_iter().collect()) }
+        let stock = |(name, total)| (name, Stock { total, taken: 0, is_given: true });
+        Self { stocks: Mutex::new(amounts.into_iter().map(stock).collect()) }
+    }
+
+    /// Sees to it that there is enough for one that needs `needs`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where more is needed than was given, naming both.
+    pub fn admit(&self, needs: &[(ResourceName, u64)]) -> Result<()> {
+        let mut stocks = self.stocks.lock();
+        for (name, need) in needs {
+            let stock = stocks.entry(name.clone()).or_default();
+            if stock.is_given && stock.total < *need {
+                return Err(Error::invalid(format!(
+                    "instance_group: rate_limiter asks for {need} of resource '{}', of which there are {} \
+                     (--rate-limit-resource)",
+                    name.name, stock.total
+                )));
+            }
+            stock.total = stock.total.max(*need);
+        }
+        Ok(())
     }
 
     fn take(&self, needs: &[(ResourceName, u64)]) -> bool {
         if needs.is_empty() {
             return true;
         }
-        let mut free = self.free.lock();
-        let enough = needs.iter().all(|(name, count)| free.get(name).is_some_and(|free| free >= count));
+        let mut stocks = self.stocks.lock();
+        let is_there = |(name, count): &(ResourceName, u64)| {
+            stocks.get(name).is_some_and(|stock| stock.total.saturating_sub(stock.taken) >= *count)
+        };
+        let enough = needs.iter().all(is_there);
         if enough {
             for (name, count) in needs {
-                if let Some(free) = free.get_mut(name) {
-                    *free -= count;
+                if let Some(stock) = stocks.get_mut(name) {
+                    stock.taken += count;
                 }
             }
         }
@@ -58,9 +94,11 @@ impl Resources {
     }
 
     fn give_back(&self, needs: &[(ResourceName, u64)]) {
-        let mut free = self.free.lock();
+        let mut stocks = self.stocks.lock();
         for (name, count) in needs {
-            *free.entry(name.clone()).or_default() += count;
+            if let Some(stock) = stocks.get_mut(name) {
+                stock.taken = stock.taken.saturating_sub(*count);
+            }
         }
     }
 }
@@ -290,6 +328,20 @@ mod tests {
         assert!(take(&mut line, now).is_none());
         assert!(line.leave(&held, Duration::from_millis(1)));
         assert_eq!(take(&mut line, now).unwrap().0, "needy");
+    }
+
+    #[test]
+    fn what_is_not_given_is_as_much_as_the_largest_need_and_what_is_given_must_be_enough() {
+        let name = |name: &str| ResourceName { name: name.to_owned(), device: Some(DeviceId::Cpu) };
+        let resources = Resources::of([(name("given"), 2)]);
+        resources.admit(&[(name("grown"), 3)]).unwrap();
+        resources.admit(&[(name("grown"), 1), (name("given"), 2)]).unwrap();
+        assert!(resources.take(&[(name("grown"), 3)]));
+        assert!(!resources.take(&[(name("grown"), 1)]));
+        resources.give_back(&[(name("grown"), 3)]);
+        assert!(resources.take(&[(name("grown"), 1)]));
+        let error = resources.admit(&[(name("given"), 3)]).unwrap_err().to_string();
+        assert!(error.contains("asks for 3 of resource 'given', of which there are 2"), "{error}");
     }
 
     #[test]

@@ -46,6 +46,7 @@ impl Scripted {
                 pool: MemoryPool::new(DeviceId::Cpu, 1 << 30, Duration::ZERO, Box::new(CostAware::default())),
                 executor: executor.handle(),
                 threads: 1,
+                resources: None,
             }],
             retain: true,
             loading: tokio::runtime::Handle::current(),
