@@ -15,6 +15,7 @@ mod drain;
 mod emulate;
 mod eviction;
 mod faults;
+mod grpc;
 mod lifecycle;
 mod limits;
 mod loads;

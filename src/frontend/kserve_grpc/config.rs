@@ -136,7 +136,7 @@ mod tests {
     fn a_configuration_reads_back_as_the_message_that_clients_have() {
         let text = r#"
             name: "rich" backend: "onnxruntime" max_batch_size: 8
-            input { name: "x" data_type: TYPE_FP32 dims: [ -1, 3 ] reshape { shape: [] } }
+            input { name: "x" data_type: TYPE_FP32 dims: [ 1 ] reshape { shape: [] } }
             output { name: "y" data_type: TYPE_STRING dims: [ 1 ] label_filename: "l.txt" }
             dynamic_batching { preferred_batch_size: [ 4, 8 ] max_queue_delay_microseconds: 100
               priority_queue_policy { key: 2 value { max_queue_size: 7 } } }
@@ -148,7 +148,7 @@ mod tests {
         let parsed = crate::model_config::parse(text, UnknownFields::Deny).unwrap();
         let config = pb::ModelConfig::decode(written(parsed.config.message()).as_slice()).unwrap();
         assert_eq!((config.name.as_str(), config.backend.as_str(), config.max_batch_size), ("rich", "onnxruntime", 8));
-        assert_eq!(config.input[0].dims, [-1, 3]);
+        assert_eq!(config.input[0].dims, [1]);
         assert_eq!(config.input[0].data_type(), pb::DataType::TypeFp32);
         assert_eq!(config.input[0].reshape, Some(pb::ModelTensorReshape::default()));
         assert_eq!(config.output[0].label_filename, "l.txt");

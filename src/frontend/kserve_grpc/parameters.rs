@@ -5,7 +5,7 @@ use std::time::Duration;
 use compact_str::CompactString;
 
 use super::super::tensor_json::Limits;
-use super::wire::{Fields, Value, malformed, put_bytes, put_varint, varint_length, wrong_type};
+use super::wire::{Fields, Value, put_bytes, put_varint, varint_length, wrong_type};
 use crate::error::{Error, Result};
 use crate::inference::{InferenceRequest, ParameterValue, Parameters};
 
@@ -176,9 +176,6 @@ pub(super) fn name<'a>(name: &'a str, of: &str, limits: &Limits) -> Result<&'a s
             name.len(),
             limits.name_bytes
         )));
-    }
-    if name.as_bytes().contains(&0) {
-        return Err(malformed(&format!("the name of {of} has a zero byte")));
     }
     Ok(name)
 }
