@@ -3,22 +3,23 @@
 //!
 //! A build from a source archive has no git and says so; the build never fails for that.
 
-use std::fmt::Write;
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
 use prost::Message;
+use protox::prost_reflect::prost_types::DescriptorProto;
 
 const PROTOS: [&str; 2] = ["grpc_service.proto", "health.proto"];
 
-fn main() {
+fn main() -> Result<(), Box<dyn Error>> {
     println!(
         "cargo::rustc-env=ROUNDHOUSE_COMMIT={}",
         git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".to_owned())
     );
     rerun_when_the_commit_changes();
-    generate_messages();
+    generate_messages()
 }
 
 fn git(arguments: &[&str]) -> Option<String> {
@@ -39,28 +40,25 @@ fn rerun_when_the_commit_changes() {
 
 /// Writes the messages (`inference.rs`, `grpc.health.v1.rs`), the descriptors that reflection serves
 /// (`descriptors.bin`), and the field numbers of a configuration (`config_numbers.rs`).
-fn generate_messages() {
+fn generate_messages() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let files = protox::compile(PROTOS, ["proto"]).unwrap_or_else(|error| panic!("proto/: {error:?}"));
-    fs::write(out.join("descriptors.bin"), files.encode_to_vec()).expect("OUT_DIR can be written to");
+    #[expect(clippy::disallowed_methods, reason = "cargo tells build scripts so")]
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("run by cargo, which sets OUT_DIR")?);
+    let files = protox::compile(PROTOS, ["proto"])?;
+    fs::write(out.join("descriptors.bin"), files.encode_to_vec())?;
     let configuration = files.file.iter().find(|file| file.name() == "model_config.proto");
-    let mut numbers = "[".to_owned();
+    let mut numbers = Vec::new();
     for message in configuration.iter().flat_map(|file| &file.message_type) {
         list_numbers(message, message.name(), &mut numbers);
     }
-    fs::write(out.join("config_numbers.rs"), numbers + "]").expect("OUT_DIR can be written to");
-    prost_build::Config::new()
-        .bytes(["."])
-        .btree_map(["."])
-        .compile_fds(files)
-        .unwrap_or_else(|error| panic!("proto/: {error}"));
+    fs::write(out.join("config_numbers.rs"), format!("{numbers:?}"))?;
+    Ok(prost_build::Config::new().bytes(["."]).btree_map(["."]).compile_fds(files)?)
 }
 
-/// One line a field: the message by its path below the package, the field, its number.
-fn list_numbers(message: &protox::prost_reflect::prost_types::DescriptorProto, path: &str, numbers: &mut String) {
+/// A row a field: the message by its path below the package, the field, its number.
+fn list_numbers(message: &DescriptorProto, path: &str, numbers: &mut Vec<(String, String, i32)>) {
     for field in &message.field {
-        writeln!(numbers, "({path:?}, {:?}, {}),", field.name(), field.number()).expect("a String takes all");
+        numbers.push((path.to_owned(), field.name().to_owned(), field.number()));
     }
     for inner in &message.nested_type {
         list_numbers(inner, &format!("{path}.{}", inner.name()), numbers);

@@ -139,7 +139,7 @@ mod tests {
             input { name: "x" data_type: TYPE_FP32 dims: [ 1 ] reshape { shape: [] } }
             output { name: "y" data_type: TYPE_STRING dims: [ 1 ] label_filename: "l.txt" }
             dynamic_batching { preferred_batch_size: [ 4, 8 ] max_queue_delay_microseconds: 100
-              priority_queue_policy { key: 2 value { max_queue_size: 7 } } }
+              priority_levels: 2 default_priority_level: 1 priority_queue_policy { key: 2 value { max_queue_size: 7 } } }
             instance_group { count: 2 kind: KIND_CPU }
             version_policy { specific { versions: [ 1, 3 ] } }
             parameters { key: "a" value { string_value: "b" } }

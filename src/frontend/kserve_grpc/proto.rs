@@ -2,7 +2,7 @@
 
 /// Package `inference`: KServe v2 with Triton's extensions.
 pub mod inference {
-    #![expect(missing_docs, clippy::large_enum_variant, reason = "generated")]
+    #![expect(missing_docs, reason = "generated")]
     include!(concat!(env!("OUT_DIR"), "/inference.rs"));
 }
 

@@ -100,6 +100,12 @@ impl GrpcService {
     }
 }
 
+/// What went wrong, and the id of the request.
+type Failed = (Error, CompactString);
+
+/// What goes out; nothing for an end that nobody asked to be told of.
+type Answer = Result<Option<Pieces>, Failed>;
+
 /// What the requests of one call share.
 struct Calls {
     grpc: GrpcService,
@@ -125,8 +131,8 @@ struct Event {
     number: u64,
     /// Bytes of its message.
     bytes: usize,
-    /// What goes out; nothing for an end that nobody asked to be told of.
-    answer: Result<Option<Pieces>, (Error, CompactString)>,
+    /// What goes out.
+    answer: Answer,
     /// The rest of a decoupled model's answers, the last one apart.
     rest: Option<Rest>,
     decoupled: bool,
@@ -145,7 +151,7 @@ struct Rest {
 /// A request's place in the order of answers.
 enum Place {
     Waiting,
-    Done(usize, Result<Option<Pieces>, (Error, CompactString)>),
+    Done(usize, Answer),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -162,7 +168,7 @@ pub(super) struct InferStream {
     /// The requests; none after the last.
     messages: Option<BoxStream<'static, Result<Bytes>>>,
     /// The one request whose model is being found: requests of a sequence must not overtake each other.
-    starting: Option<BoxFuture<'static, Result<Started, (usize, Error, CompactString)>>>,
+    starting: Option<BoxFuture<'static, Result<Started, (usize, Failed)>>>,
     running: FuturesUnordered<BoxFuture<'static, Event>>,
     /// The number of the request in the first place.
     first: u64,
@@ -277,25 +283,25 @@ impl InferStream {
         let decoded = decode(&message, &calls.grpc.0.tensor_limits).map_err(|error| (error, id_of(&message)));
         drop(message);
         self.starting = Some(Box::pin(async move {
-            let mut decoded = decoded.map_err(|(error, id)| (bytes, error, id))?;
+            let mut decoded = decoded.map_err(|failed| (bytes, failed))?;
             let own = [decoded.timeout, calls.grpc.0.limits.timeout].into_iter().flatten().min();
             let own = own.and_then(|timeout| Deadline::after(arrived, timeout));
             let deadline = own.into_iter().chain(calls.limit).min();
             decoded.request.deadline = deadline;
             match calls.grpc.server().model(&decoded.model, decoded.version, deadline).await {
                 Ok(handle) => Ok(Started { handle, decoded, arrived, bytes }),
-                Err(error) => Err((bytes, error, decoded.request.id)),
+                Err(error) => Err((bytes, (error, decoded.request.id))),
             }
         }));
     }
 
     /// Runs a request that has its model.
-    fn run(&mut self, started: Result<Started, (usize, Error, CompactString)>) {
+    fn run(&mut self, started: Result<Started, (usize, Failed)>) {
         let number = self.first + self.places.len() as u64;
         let calls = Arc::clone(&self.calls);
         match started {
-            Err((bytes, error, id)) => {
-                self.places.push_back(Place::Done(bytes, Err((error, id))));
+            Err((bytes, failed)) => {
+                self.places.push_back(Place::Done(bytes, Err(failed)));
                 self.flush();
             }
             Ok(started) if started.handle.config.decoupled => {
@@ -344,7 +350,7 @@ impl InferStream {
         }
     }
 
-    fn send(&mut self, answer: Result<Option<Pieces>, (Error, CompactString)>) {
+    fn send(&mut self, answer: Answer) {
         match answer {
             Ok(pieces) => self.ready.extend(pieces.into_iter().flatten()),
             Err((error, id)) => {
