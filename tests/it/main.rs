@@ -30,5 +30,6 @@ mod scheduling;
 mod shared_memory;
 mod start;
 mod support;
+mod trace;
 mod warm_up;
 mod wire;
