@@ -1,8 +1,8 @@
 //! `App`: chooses each body of each trait, once, and runs what it built.
 
 mod parts;
+mod security;
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,12 +15,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::parts::{LoadingRuntime, disk_opener, open_devices, open_pool, open_repository, resources};
+use self::security::Security;
 use crate::artifact::start_write_back;
 use crate::backend::identity::Identity;
 use crate::backend::onnxruntime::{self, OnnxRuntime};
 use crate::backend::registry::{BackendRegistry, Entry};
 use crate::backend::runtime_paths::onnxruntime_path;
 use crate::cache::response::ResponseCache;
+use crate::config::security::TlsPort;
 use crate::config::{ModelControl, ServerConfig, UnknownConfigFields};
 use crate::device::allocator::fix_thresholds;
 use crate::device::selection::select;
@@ -31,6 +33,7 @@ use crate::frontend::listener::{self, Serving, Wire};
 use crate::frontend::metrics_http;
 use crate::frontend::sagemaker::keys::Keys;
 use crate::frontend::sagemaker::{SageMaker, is_endpoint};
+use crate::frontend::watch::watch;
 use crate::lifecycle::files::Files;
 use crate::lifecycle::loader::{DevicePlace, Loader};
 use crate::lifecycle::{ManagerOptions, ModelManager};
@@ -54,6 +57,7 @@ pub struct App {
     registered: Registered,
     /// Who may use the runtime API.
     keys: Option<Keys>,
+    security: Security,
     /// Dropped last: queues hand their work to these threads.
     executors: Vec<Executor>,
     loading: LoadingRuntime,
@@ -151,6 +155,7 @@ impl App {
     pub fn build_with(config: ServerConfig, backends: BackendRegistry) -> Result<Self> {
         fix_thresholds();
         let loading = LoadingRuntime::start(&config)?;
+        let security = Security::open(&config.security)?;
         let keys = config.sagemaker.endpoint.keys.as_deref().map(Keys::open).transpose()?;
         let below = config.model_repository.as_ref().map(|uri| open_repository(uri, &config, &loading.handle));
         let registered = Registered::over(below.transpose()?);
@@ -225,7 +230,7 @@ impl App {
         let models = ModelManager::new(loader, options, Arc::clone(&metrics));
         let shared_memory = SharedMemory::new(config.allow_client_shm);
         let server = InferenceServer::new(models, metrics, Arc::new(monitor), shared_memory, tracer.clone());
-        Ok(Self { config, server, registered, keys, executors, loading, tracer, traces })
+        Ok(Self { config, server, registered, keys, security, executors, loading, tracer, traces })
     }
 
     /// The server inside.
@@ -239,17 +244,25 @@ impl App {
     /// # Errors
     /// `Internal` if the port file cannot be written.
     pub async fn run(self, listeners: Listeners, shutdown: CancellationToken) -> Result<()> {
-        let Self { config, server, registered, keys, executors, loading, tracer, traces } = self;
+        let Self { config, server, registered, keys, mut security, executors, loading, tracer, traces } = self;
         let writing = tokio::spawn(traces.run());
         let addresses = listeners.addresses()?;
         let connections = TaskTracker::new();
         let stop_accepting = CancellationToken::new();
         let mut fronts = JoinSet::new();
         let serving = Serving::new(stop_accepting.clone(), connections.clone(), config.limits.connections);
-        let sagemaker = SageMaker::new(server.clone(), registered, config.sagemaker.clone(), keys, config.limits);
+        let sagemaker = SageMaker::new(
+            server.clone(),
+            registered,
+            config.sagemaker.clone(),
+            keys,
+            security.access.clone(),
+            config.limits,
+        );
         let grpc = GrpcService::new(server.clone(), config.limits, config.grpc, stop_accepting.clone())?;
         if let Some(listener) = listeners.http {
-            let (kserve, sagemaker) = (Kserve::new(server.clone(), config.limits), sagemaker.clone());
+            let (kserve, sagemaker) =
+                (Kserve::new(server.clone(), config.limits, security.access.clone()), sagemaker.clone());
             let grpc = grpc.clone();
             let answer = move |request: http::Request<hyper::body::Incoming>| {
                 let (kserve, sagemaker) = (kserve.clone(), sagemaker.clone());
@@ -265,35 +278,33 @@ impl App {
                     answered.map(|answer| answer.map(Either::Left))
                 }
             };
-            fronts.spawn(listener::serve(listener, answer, serving.clone()));
+            let serving = Serving { tls: security.tls(TlsPort::Http), ..serving.clone() };
+            fronts.spawn(listener::serve(listener, answer, serving));
         }
         if let Some(listener) = listeners.grpc {
-            let serving = Serving { wire: Wire::Http2, http2: grpc.http2_options(), ..serving.clone() };
+            let tls = security.tls(TlsPort::Grpc);
+            let serving = Serving { wire: Wire::Http2, http2: grpc.http2_options(), tls, ..serving.clone() };
             let answer = move |request| grpc.clone().handle(request);
             fronts.spawn(listener::serve(listener, answer, serving));
         }
         if let Some(listener) = listeners.sagemaker {
             let answer = move |request| sagemaker.clone().handle(request);
-            fronts.spawn(listener::serve(listener, answer, serving.clone()));
+            let serving = Serving { tls: security.tls(TlsPort::Sagemaker), ..serving.clone() };
+            fronts.spawn(listener::serve(listener, answer, serving));
         }
-        let routes = metrics_http::router(server.clone());
-        let answer = move |request: http::Request<hyper::body::Incoming>| {
-            let routes = routes.clone();
-            async move {
-                use tower::ServiceExt;
-                let answered = routes.oneshot(request.map(axum::body::Body::new)).await;
-                Ok::<_, Infallible>(answered.unwrap_or_else(|never| match never {}))
-            }
-        };
+        let (routes, access) = (metrics_http::router(server.clone()), security.access.clone());
+        let answer = move |request| metrics_http::handle(routes.clone(), access.clone(), request);
         // Metrics are served to the end of the drain, so that it can be watched.
         let stop_metrics = CancellationToken::new();
         if let Some(listener) = listeners.metrics {
             let serving = Serving::new(stop_metrics.clone(), TaskTracker::new(), METRICS_CONNECTIONS);
+            let serving = Serving { tls: security.tls(TlsPort::Metrics), ..serving };
             fronts.spawn(listener::serve(listener, answer, serving));
         }
         if let Some(path) = &config.port_file {
             write_port_file(path, addresses)?;
         }
+        let watching = tokio::spawn(watch(std::mem::take(&mut security.watched)));
         let housekeeping = {
             let server = server.clone();
             tokio::spawn(async move { server.keep_house().await })
@@ -320,6 +331,7 @@ impl App {
         stop_metrics.cancel();
         fronts.abort_all();
         housekeeping.abort();
+        watching.abort();
         drop(loading);
         // Joining the executor threads waits for what still runs: a request that nobody waits for any more, maybe.
         let joined = tokio::task::spawn_blocking(move || drop(executors));

@@ -15,6 +15,7 @@ pub mod grpc;
 pub mod options;
 pub mod rate_limit;
 pub mod sagemaker;
+pub mod security;
 pub mod trace;
 
 use self::amount::{Amount, CacheBytes, MemoryLimit};
@@ -25,6 +26,7 @@ pub use self::options::ServeOptions;
 use self::rate_limit::RateLimitConfig;
 use self::sagemaker::environment::Platform;
 use self::sagemaker::{Remarks, SageMakerConfig, SageMakerMode, single_model};
+use self::security::SecurityConfig;
 use self::trace::TraceConfig;
 use crate::error::{Error, Result};
 
@@ -262,6 +264,8 @@ pub struct ServerConfig {
     pub metrics_port: Option<u16>,
     /// SageMaker's port, and what the server is to its platform.
     pub sagemaker: SageMakerConfig,
+    /// TLS and tokens.
+    pub security: SecurityConfig,
     /// Where the ports are written once they are open.
     pub port_file: Option<PathBuf>,
     /// Where models may run.
@@ -343,7 +347,8 @@ impl ServeOptions {
             s3_anonymous, s3_region, s3_endpoint, s3_path_style, address, http_port, grpc_port, grpc_max_message_bytes, grpc_max_concurrent_streams,
             grpc_keepalive_time_ms, grpc_keepalive_timeout_ms, grpc_infer_response_compression_level, metrics_port, sagemaker_port,
             sagemaker, sagemaker_model, sagemaker_model_root, sagemaker_inference_type, sagemaker_ping, endpoint_name, endpoint_keys,
-            endpoint_max_payload_bytes, endpoint_load_wait_ms, endpoint_load_limit_ms, port_file, device, executor_threads, io_threads, onnxruntime_library,
+            endpoint_max_payload_bytes, endpoint_load_wait_ms, endpoint_load_limit_ms, tls_cert, tls_key,
+            tls_client_ca, tls_ports, access_tokens, port_file, device, executor_threads, io_threads, onnxruntime_library,
             runtime_dir, allow_client_shm, max_connections, queue_capacity, rate_limit, rate_limit_resource, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, log,
             log_format, trace_config,
         }
@@ -351,6 +356,7 @@ impl ServeOptions {
 
     fn complete(mut self, mode: SageMakerMode, remarks: Remarks) -> Result<ServerConfig> {
         let sagemaker = SageMakerConfig::of(&mut self, mode);
+        let security = SecurityConfig::of(&mut self, mode.is_container())?;
         let port = |given: Option<Port>, usual: u16| match given {
             Some(port) => port.number(),
             None => (!mode.is_container()).then_some(usual),
@@ -418,6 +424,7 @@ impl ServeOptions {
             grpc,
             metrics_port: port(self.metrics_port, 8002),
             sagemaker,
+            security,
             port_file: self.port_file,
             devices: self.device.unwrap_or_else(|| vec![DeviceChoice::Auto]),
             executor_threads: self.executor_threads.map_or(cores, NonZeroUsize::get),
@@ -452,46 +459,4 @@ impl ServeOptions {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "model-repository = 'from-file'\nhttp-port = 9000\ndevice = ['cpu']\n").unwrap();
-        let options = ServeOptions {
-            config: Some(file.path().to_owned()),
-            http_port: Some(Port::At(9100)),
-            runtime_dir: Some("rt".into()),
-            ..ServeOptions::default()
-        };
-        let config = options.resolve().unwrap();
-        assert_eq!(config.model_repository.as_deref(), Some("from-file"));
-        assert_eq!(config.http_port, Some(9100));
-        assert_eq!(config.metrics_port, Some(8002));
-        assert_eq!(config.sagemaker.port, None);
-        assert_eq!(config.devices, [DeviceChoice::Cpu]);
-    }
-
-    #[test]
-    fn a_misspelt_option_in_the_file_is_named_with_its_line() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "model-repository = 'x'\nhttp-prot = 1\n").unwrap();
-        let options = ServeOptions { config: Some(file.path().to_owned()), ..ServeOptions::default() };
-        let text = options.resolve().unwrap_err().report();
-        assert!(text.contains("http-prot") && text.contains("line 2"), "{text}");
-    }
-
-    #[test]
-    fn a_missing_repository_says_what_to_give() {
-        let text = ServeOptions::default().resolve().unwrap_err().to_string();
-        assert!(text.contains("--model-repository"), "{text}");
-    }
-
-    #[test]
-    fn devices_are_parsed() {
-        assert_eq!("gpu:3".parse::<DeviceChoice>().unwrap(), DeviceChoice::Gpu(3));
-        assert!("gpu".parse::<DeviceChoice>().is_err());
-        assert!("tpu:0".parse::<DeviceChoice>().is_err());
-    }
-}
+mod tests;

@@ -10,6 +10,7 @@ use super::amount::{Amount, CacheBytes, MemoryLimit};
 use super::grpc::GrpcCompression;
 use super::rate_limit::{RateLimit, RateLimitResource};
 use super::sagemaker::{InferenceType, Ping, SageMakerMode};
+use super::security::TlsPort;
 use super::{DeviceChoice, Eviction, EvictionRule, LogFormat, ModelControl, Port, UnknownConfigFields};
 
 /// What `roundhouse serve` is told, by flags, environment or file; `None` where nothing was said.
@@ -249,6 +250,29 @@ pub struct ServeOptions {
     /// How long such a load goes on, in milliseconds, also if its callers have left. [default: 360000, as SageMaker's]
     #[arg(long, value_name = "MS", env = "ROUNDHOUSE_ENDPOINT_LOAD_LIMIT_MS", help_heading = "SageMaker")]
     pub endpoint_load_limit_ms: Option<u64>,
+
+    /// The server's certificate in PEM, followed by those between it and a root: the ports of --tls-ports speak TLS then.
+    /// Files are read again when they change. [default: none: clear text]
+    #[arg(long, value_name = "FILE", env = "ROUNDHOUSE_TLS_CERT", help_heading = "Security")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The private key of --tls-cert in PEM, without a passphrase.
+    #[arg(long, value_name = "FILE", env = "ROUNDHOUSE_TLS_KEY", help_heading = "Security")]
+    pub tls_key: Option<PathBuf>,
+
+    /// The authorities whose certificates clients have to show, in PEM (mutual TLS). [default: none: clients show none]
+    #[arg(long, value_name = "FILE", env = "ROUNDHOUSE_TLS_CLIENT_CA", help_heading = "Security")]
+    pub tls_client_ca: Option<PathBuf>,
+
+    /// Which ports speak TLS where --tls-cert is given; the others stay in clear text. [default: http,grpc,sagemaker;
+    /// without sagemaker in a SageMaker container]
+    #[arg(long, value_enum, env = "ROUNDHOUSE_TLS_PORTS", value_delimiter = ',', help_heading = "Security")]
+    pub tls_ports: Option<Vec<TlsPort>>,
+
+    /// A TOML file of bearer tokens (their SHA-256) and what each may ask of which models. [default: none: everybody may
+    /// ask everything]
+    #[arg(long, value_name = "FILE", env = "ROUNDHOUSE_ACCESS_TOKENS", help_heading = "Security")]
+    pub access_tokens: Option<PathBuf>,
 
     /// A file that is written once everything listens: {"http": "IP:PORT", "grpc": "IP:PORT", "metrics": "IP:PORT", "sagemaker": "IP:PORT"},
     /// without those that are off.

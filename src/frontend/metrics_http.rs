@@ -1,13 +1,18 @@
 //! The metrics port: `GET /metrics`, and health, which can be asked here to the end of a drain, when the inference port
 //! takes no connections any more.
 
+use std::convert::Infallible;
+
 use axum::Router;
+use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
+use hyper::body::Incoming;
 
+use super::access::{Access, Class};
 use super::status::Failure;
 use crate::error::{Error, Result};
 use crate::server::InferenceServer;
@@ -20,6 +25,26 @@ pub fn router(server: InferenceServer) -> Router {
         .route("/v2/health/ready", get(ready))
         .fallback(|| async { Failure(Error::not_found("Not Found: the metrics are at /metrics")).into_response() })
         .with_state(server)
+}
+
+/// Answers one request with `routes`, if `access` lets it in.
+///
+/// # Errors
+/// Never.
+pub async fn handle(
+    routes: Router,
+    access: Access,
+    request: http::Request<Incoming>,
+) -> std::result::Result<Response, Infallible> {
+    use tower::ServiceExt;
+    let class = match request.uri().path().starts_with("/v2/health/") {
+        true => Class::Health,
+        false => Class::Metrics,
+    };
+    if let Err(denied) = access.check(request.headers(), class, None) {
+        return Ok(denied.response().map(Body::new));
+    }
+    routes.oneshot(request.map(Body::new)).await
 }
 
 async fn ready(State(server): State<InferenceServer>) -> Response {

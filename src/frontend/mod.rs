@@ -3,6 +3,7 @@
 //! *Architecture invariant:* only this folder knows HTTP, protobuf and JSON. Front ends are siblings over `server`; none
 //! inherits from another.
 
+pub mod access;
 pub mod admin;
 pub mod body;
 pub mod classification;
@@ -23,3 +24,4 @@ pub mod tensor_body;
 pub mod tensor_json;
 pub mod time;
 pub mod trace_headers;
+pub mod watch;

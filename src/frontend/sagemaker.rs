@@ -27,6 +27,7 @@ use self::keys::Keys;
 use self::route::{ENDPOINTS, Route};
 use self::runtime::Kept;
 use self::target::{CUSTOM_ATTRIBUTES, custom_attributes, target_model};
+use super::access::{Access, Class, Denied, EVERY_MODEL};
 use super::body::{self, Body, BodyLimits};
 use super::compression::Encoding;
 use super::status::{method_not_allowed, sagemaker_error_response};
@@ -47,6 +48,8 @@ struct Inner {
     config: SageMakerConfig,
     /// Who may use the runtime API; everybody if `None`.
     keys: Option<Keys>,
+    /// Who may ask what, where no keys and no platform say it.
+    access: Access,
     limits: RequestLimits,
     tensor_limits: Limits,
     turns: Turns,
@@ -67,11 +70,12 @@ impl SageMaker {
         registered: Registered,
         config: SageMakerConfig,
         keys: Option<Keys>,
+        access: Access,
         limits: RequestLimits,
     ) -> Self {
         let tensor_limits = Limits { json_bytes: limits.json_bytes, ..Limits::default() };
         let (turns, kept) = (Turns::default(), Kept::default());
-        Self(Arc::new(Inner { server, registered, config, keys, limits, tensor_limits, turns, kept }))
+        Self(Arc::new(Inner { server, registered, config, keys, access, limits, tensor_limits, turns, kept }))
     }
 
     /// Answers one request.
@@ -82,6 +86,9 @@ impl SageMaker {
         let (head, body) = request.into_parts();
         let path = head.uri.path().to_owned();
         let route = Route::parse(&head.method, &path);
+        if let Err(denied) = self.0.let_in(&route, &head.headers) {
+            return Ok(denied.response());
+        }
         if is_endpoint(&path) {
             return Ok(self.0.endpoint(route, head, body).await);
         }
@@ -96,6 +103,32 @@ impl SageMaker {
 }
 
 impl Inner {
+    /// The tokens of the other ports are asked for here as well, but not of SageMaker's platform, which has none, and not
+    /// where the runtime API has keys of its own.
+    fn let_in(&self, route: &Route<'_>, headers: &HeaderMap) -> Result<(), Denied> {
+        let is_others = match route {
+            Route::Endpoint { .. } => self.keys.is_some(),
+            _ => self.config.mode.is_container(),
+        };
+        if is_others {
+            return Ok(());
+        }
+        // As the invocation itself will read it.
+        let named = target_model(headers).ok().flatten().or_else(|| self.config.model.clone());
+        let asked = Some(named.as_deref().unwrap_or(EVERY_MODEL));
+        match route {
+            Route::Ping => self.access.check(headers, Class::Health, None),
+            Route::Endpoint { .. } | Route::Invocations => self.access.check(headers, Class::Inference, asked),
+            Route::Invoke(name) => self.access.check(headers, Class::Inference, Some(name)),
+            Route::Describe(name) | Route::Unload(name) => {
+                self.access.check(headers, Class::ModelRepository, Some(name))
+            }
+            // The name of what is to be loaded is in the body.
+            Route::List | Route::Load => self.access.check(headers, Class::ModelRepository, Some(EVERY_MODEL)),
+            Route::WrongMethod | Route::Nothing => self.access.check(headers, Class::Metadata, None),
+        }
+    }
+
     /// What the platform asks besides invocations.
     async fn control(
         self: &Arc<Self>,

@@ -16,6 +16,7 @@ mod emulate;
 mod eviction;
 mod faults;
 mod grpc;
+mod http2;
 mod lifecycle;
 mod limits;
 mod loads;

@@ -9,6 +9,7 @@ pub(in crate::frontend) mod documents;
 mod generate;
 mod infer;
 mod repository;
+mod rights;
 mod route;
 mod settings;
 mod shared_memory;
@@ -28,6 +29,7 @@ use hyper::body::Incoming;
 use serde_json::{Map, Value};
 
 use self::route::{Action, ModelRoute};
+use super::access::{Access, Class};
 use super::admin;
 use super::body::{self, Body, BodyLimits};
 use super::compression::{self, Encoding};
@@ -46,6 +48,7 @@ struct Inner {
     server: InferenceServer,
     limits: RequestLimits,
     tensor_limits: Limits,
+    access: Access,
     router: Router,
 }
 
@@ -64,18 +67,15 @@ struct Arrived(Instant);
 pub type KserveResponse = http::Response<Either<Body, axum::body::Body>>;
 
 impl Kserve {
-    /// The front end over a server.
+    /// The front end over a server, for those that `access` lets in.
     #[must_use]
-    pub fn new(server: InferenceServer, limits: RequestLimits) -> Self {
+    pub fn new(server: InferenceServer, limits: RequestLimits, access: Access) -> Self {
         let tensor_limits = Limits { json_bytes: limits.json_bytes, ..Limits::default() };
-        let bare = Self(Arc::new(Inner { server, limits, tensor_limits, router: Router::new() }));
-        let router = router(bare.clone());
-        Self(Arc::new(Inner {
-            server: bare.0.server.clone(),
-            limits,
-            tensor_limits: bare.0.tensor_limits.clone(),
-            router,
-        }))
+        let inner = |router| {
+            let (server, tensor_limits, access) = (server.clone(), tensor_limits.clone(), access.clone());
+            Self(Arc::new(Inner { server, limits, tensor_limits, access, router }))
+        };
+        inner(router(inner(Router::new())))
     }
 
     /// Answers one request.
@@ -89,8 +89,15 @@ impl Kserve {
             && let Some(route) = ModelRoute::parse(path)
             && route.action == Action::Infer
         {
+            if let Err(denied) = self.0.access.check(request.headers(), Class::Inference, Some(&route.name)) {
+                return Ok(denied.response().map(Either::Left));
+            }
             let (name, version) = (route.name.into_owned(), route.version);
             return Ok(self.infer(&name, version, request).await.map(Either::Left));
+        }
+        let (class, model) = rights::needed(request.uri().path());
+        if let Err(denied) = self.0.access.check(request.headers(), class, model.as_deref()) {
+            return Ok(denied.response().map(Either::Left));
         }
         let offered = Encoding::of_request(request.headers()).is_err();
         let mut response = match self.read_whole(request, Instant::now()).await {

@@ -16,9 +16,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -28,15 +25,12 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, Method, Uri};
 use sha2::Sha256;
 
+use super::super::access::{pattern, table};
 use super::failure::{Code, ServiceError};
 use super::sigv4::{ALGORITHM, Claim, MAX_AUTHORIZATION, Request, single};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 mod file;
-mod pattern;
-
-/// The largest file of keys, in bytes.
-const MAX_FILE: u64 = 1 << 20;
 
 /// All keys and tokens of one file. Nothing of it prints a secret.
 #[derive(Default)]
@@ -74,20 +68,8 @@ impl Keys {
     /// # Errors
     /// `InvalidArgument` naming the file and the line.
     pub fn open(path: &Path) -> Result<Self> {
-        let cannot =
-            |error| Error::invalid(format!("cannot read --endpoint-keys {}", path.display())).with_source(error);
-        let file = File::open(path).map_err(cannot)?;
-        let metadata = file.metadata().map_err(cannot)?;
-        let mut text = String::new();
-        file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(cannot)?;
-        if text.len() as u64 > MAX_FILE {
-            return Err(Error::invalid(format!("--endpoint-keys {} is larger than {MAX_FILE} bytes", path.display())));
-        }
-        let keys = Self::parse(&text).map_err(|error| error.wrap(format!("in --endpoint-keys {}", path.display())))?;
-        if metadata.permissions().mode() & 0o004 != 0 {
-            tracing::warn!(path = %path.display(), "everybody on this machine can read the keys: chmod o-r");
-        }
-        Ok(keys)
+        let text = table::read("--endpoint-keys", path)?;
+        Self::parse(&text).map_err(|error| error.wrap(format!("in --endpoint-keys {}", path.display())))
     }
 
     /// Reads the text of such a file.

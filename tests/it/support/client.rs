@@ -59,6 +59,15 @@ impl Request {
         self
     }
 
+    /// The same for a client that writes it in its own way.
+    pub(crate) fn to_http(&self) -> http::Request<http_body_util::Full<bytes::Bytes>> {
+        let mut request = http::Request::builder().method(self.method).uri(format!("http://test{}", self.path));
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        request.body(self.body.clone().into()).unwrap()
+    }
+
     /// The bytes up to the body; with `content-length` unless the headers say how long the body is.
     pub(crate) fn head(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\nhost: test\r\n", self.method, self.path);

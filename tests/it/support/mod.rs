@@ -2,6 +2,7 @@
 
 pub(crate) mod binary;
 pub(crate) mod client;
+pub(crate) mod http2;
 pub(crate) mod nvml;
 pub(crate) mod repository;
 pub(crate) mod server;

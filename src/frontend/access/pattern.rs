@@ -1,7 +1,8 @@
 //! Patterns of names: `*` for any run of characters, `?` for one.
 
 /// Whether the whole name is as the pattern says. Takes at most the product of both lengths.
-pub(super) fn matches(pattern: &str, name: &str) -> bool {
+#[must_use]
+pub fn matches(pattern: &str, name: &str) -> bool {
     let (mut pattern, mut name) = (pattern.chars(), name.chars());
     // Behind the last `*`: the rest of the pattern, and from where on the name is tried against it.
     let mut retry = None;
