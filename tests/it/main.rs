@@ -8,6 +8,7 @@
     reason = "a test fails by panicking, helpers included"
 )]
 
+mod access;
 mod conformance;
 mod container_start;
 mod devices;
@@ -31,6 +32,7 @@ mod scheduling;
 mod shared_memory;
 mod start;
 mod support;
+mod tls;
 mod trace;
 mod warm_up;
 mod wire;

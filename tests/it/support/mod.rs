@@ -1,6 +1,7 @@
 //! What the tests stand on: a server in this process, the binary in its own, a folder of models, a small HTTP client.
 
 pub(crate) mod binary;
+pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod http2;
 pub(crate) mod nvml;
