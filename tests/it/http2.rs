@@ -231,7 +231,7 @@ async fn who_opens_and_resets_streams_all_the_time_is_sent_away() {
 #[tokio::test]
 async fn a_head_without_end_is_not_kept() {
     let server = TestServer::start(Repository::gated(&["a"])).await;
-    let block = vec![0x00, 1, b'x', 1, b'y'].repeat(3000);
+    let block = [0x00, 1, b'x', 1, b'y'].repeat(3000);
     let code = until_goaway(&server, move |index| match index {
         0 => frame(1, 0, 1, &block),
         _ => frame(9, 0, 1, &block),
