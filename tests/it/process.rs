@@ -207,3 +207,38 @@ async fn a_log_line_of_a_failed_request_bears_its_id() {
     assert!(line["error"].as_str().unwrap().contains("execute_delay_ms"), "{line}");
     binary.finish();
 }
+
+#[tokio::test]
+async fn log_settings_change_what_is_logged_from_the_next_line_on() {
+    let repository = identity(["plain".to_owned()]);
+    let mut binary = Binary::start(repository.path(), &[]);
+    let settings = binary.ask(&get("/v2/logging")).await.expect(200);
+    assert_eq!(
+        settings.text(),
+        r#"{"log_file":"","log_info":true,"log_warning":true,"log_error":true,"log_verbose_level":0,"log_format":"default"}"#
+    );
+    let more = post("/v2/logging", r#"{"log_verbose_level": 1, "log_format": "ISO8601"}"#);
+    assert_eq!(binary.ask(&more).await.expect(200).json()["log_verbose_level"], 1);
+    let inferred = |tag| infer("missing", tag).header("x-request-id", format!("id-{tag}"));
+    binary.ask(&inferred(1)).await.expect(404);
+    let line = binary.wait_for_line("request refused");
+    assert_eq!(line["request_id"], "id-1");
+    let time = line["timestamp"].as_str().unwrap();
+    assert!(time.len() == "2026-01-01T00:00:00Z".len(), "{time}");
+    let less = post("/v2/logging", r#"{"log_verbose_level": 0, "log_format": "default"}"#);
+    binary.ask(&less).await.expect(200);
+    binary.ask(&inferred(2)).await.expect(404);
+    for (body, status, text) in [
+        (r#"{"log_info": 1}"#, 400, "attempt to access JSON non-boolean as boolean"),
+        (r#"{"log_file": "x"}"#, 501, "log file location can not be updated through network protocol"),
+        (r#"{"log_format": "x"}"#, 400, "invalid argument for --log_format, got: x"),
+        (r#"{"log_infos": true}"#, 400, "'log_infos'"),
+    ] {
+        let refused = binary.ask(&post("/v2/logging", body)).await.expect(status);
+        assert!(refused.error().contains(text), "{}", refused.error());
+    }
+    binary.signal("TERM");
+    let (status, log) = binary.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(!log.contains("id-2") && log.contains("stopped"), "{log}");
+}

@@ -32,11 +32,11 @@ struct Collector {
 
 impl Collector {
     /// Answers each message with the next of `statuses`, and with 200 once those are used up.
-    async fn answering(statuses: &[u16]) -> Self {
+    async fn answering(statuses: &'static [u16]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let collector = Self { address: listener.local_addr().unwrap(), got: Arc::default(), heads: Arc::default() };
         let (got, heads) = (Arc::clone(&collector.got), Arc::clone(&collector.heads));
-        let mut statuses = statuses.to_vec().into_iter();
+        let mut statuses = statuses.iter().copied();
         drop(tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let mut stream = BufReader::new(stream);
