@@ -128,7 +128,6 @@ def test_errors_have_their_codes(triton):
         ("StatusCode.INVALID_ARGUMENT", lambda: triton.infer("identity", identity(), model_version="x")),
         ("StatusCode.NOT_FOUND", lambda: triton.infer("identity", identity(), model_version="9")),
         ("StatusCode.INVALID_ARGUMENT", lambda: triton.infer("identity", identity(), parameters={"a": 1}, timeout=-1)),
-        ("StatusCode.DEADLINE_EXCEEDED", lambda: triton.infer("identity", identity(), client_timeout=1e-6)),
     ]:
         with pytest.raises(InferenceServerException) as error:
             call()
@@ -137,13 +136,23 @@ def test_errors_have_their_codes(triton):
         triton.get_model_metadata("nowhere")
 
 
-def test_a_call_can_be_cancelled(triton):
-    ended = queue.Queue()
-    call = triton.async_infer("identity", identity(), lambda result, error: ended.put((result, error)))
-    call.cancel()
-    result, error = ended.get(timeout=10)
-    assert result is not None or "CANCELLED" in str(error)
-    assert np.array_equal(triton.infer("identity", identity()).as_numpy("OUTPUT0"), FLOATS)
+def test_calls_end_at_their_deadline_or_where_they_are_cancelled(tmp_path):
+    tensor = '[{"name": "%s", "data_type": "TYPE_FP32", "dims": [-1, -1]}]'
+    slow = f'{{"backend": "identity", "input": {tensor % "INPUT0"}, "output": {tensor % "OUTPUT0"}, '
+    slow += '"parameters": {"execute_delay_ms": {"string_value": "400"}}}'
+    with running_server(EXAMPLES, tmp_path) as server:
+        with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+            client.load_model("identity", config=slow)
+            for limits in ({"client_timeout": 0.1}, {"timeout": 100_000}):
+                with pytest.raises(InferenceServerException) as error:
+                    client.infer("identity", identity(), **limits)
+                assert code(error) == "StatusCode.DEADLINE_EXCEEDED"
+            ended = queue.Queue()
+            call = client.async_infer("identity", identity(), lambda result, error: ended.put((result, error)))
+            call.cancel()
+            result, error = ended.get(timeout=10)
+            assert result is None and "CANCELLED" in str(error.status())
+            assert np.array_equal(client.infer("identity", identity()).as_numpy("OUTPUT0"), FLOATS)
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
