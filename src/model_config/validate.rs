@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::diagnostic::{ConfigError, Position, quoted};
-use super::message::Message;
+use super::message::{MapKey, Message};
 use super::read::{PLATFORMS, backend_of_platform};
 use super::{DynamicBatching, ModelConfig, QueuePolicy, TimeoutAction};
 
@@ -129,10 +129,12 @@ fn validate_batching(batching: &DynamicBatching, written: &Message, max_batch_si
         let text = format!("default_priority_level must be from 1 to {levels} (priority_levels), got {default}");
         return wrong(written.position_of(field), text);
     }
-    let policies = written.position_of("priority_queue_policy");
-    if let Some(level) = batching.priority_queue_policies.keys().find(|level| !(1..=levels).contains(*level)) {
-        let text = format!("priority_queue_policy is for levels 1 to {levels} (priority_levels), got {level}");
-        return wrong(policies, text);
+    for (level, policy) in written.entries("priority_queue_policy") {
+        let MapKey::Uint(level) = level else { continue };
+        if !(1..=levels).contains(level) {
+            let text = format!("priority_queue_policy is for levels 1 to {levels} (priority_levels), got {level}");
+            return wrong(policy.position, text);
+        }
     }
     if !batching.preserve_ordering {
         return Ok(());
@@ -141,7 +143,11 @@ fn validate_batching(batching: &DynamicBatching, written: &Message, max_batch_si
     if levels > 1 {
         return wrong(ordering, "preserve_ordering and more than one of priority_levels exclude each other".to_owned());
     }
-    let delays = |policy: &QueuePolicy| policy.timeout_action == TimeoutAction::Delay;
+    // Without a time that can be over, the action is never taken.
+    let delays = |policy: &QueuePolicy| {
+        policy.timeout_action == TimeoutAction::Delay
+            && (!policy.default_timeout.is_zero() || policy.allow_timeout_override)
+    };
     if delays(&batching.default_queue_policy) || batching.priority_queue_policies.values().any(delays) {
         return wrong(ordering, "preserve_ordering and timeout_action DELAY exclude each other".to_owned());
     }
@@ -247,13 +253,36 @@ mod tests {
                 "preserve_ordering and more than one of priority_levels exclude each other",
             ),
             (
-                "preserve_ordering: true default_queue_policy { timeout_action: DELAY }",
+                "preserve_ordering: true default_queue_policy { timeout_action: DELAY allow_timeout_override: true }",
+                "preserve_ordering and timeout_action DELAY exclude each other",
+            ),
+            (
+                "preserve_ordering: true priority_levels: 1 default_priority_level: 1 priority_queue_policy { key: 1
+                 value { timeout_action: DELAY default_timeout_microseconds: 5 } }",
                 "preserve_ordering and timeout_action DELAY exclude each other",
             ),
         ];
         for (fields, expected) in cases {
             let found = error(&format!("max_batch_size: 8 dynamic_batching {{ {fields} }}"));
             assert!(found.ends_with(&format!(": dynamic_batching: {expected}")), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_contradiction_in_batching_has_the_place_of_its_field() {
+        let policy = |key| format!("  priority_queue_policy {{ key: {key} value {{ max_queue_size: 1 }} }}\n");
+        let levels = "dynamic_batching {\n priority_levels: 2\n";
+        let cases = [
+            ("dynamic_batching {\n preferred_batch_size: [4,\n  16] }".to_owned(), "3:3"),
+            ("dynamic_batching {\n   default_priority_level: 1 }".to_owned(), "2:4"),
+            (format!("{levels}  default_priority_level: 3 }}"), "3:3"),
+            (format!("{levels}}}"), "2:2"),
+            (format!("{levels} default_priority_level: 1\n{}{} }}", policy(1), policy(7)), "5:3"),
+            (format!("{levels} default_priority_level: 1\n    preserve_ordering: true }}"), "4:5"),
+        ];
+        for (text, place) in cases {
+            let found = error(&format!("max_batch_size: 8 {text}"));
+            assert!(found.starts_with(&format!("config.pbtxt:{place}: dynamic_batching: ")), "{text}\n{found}");
         }
     }
 

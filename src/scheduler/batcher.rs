@@ -2,7 +2,7 @@
 //! or a thread.
 //!
 //! Requests wait by level of priority. When an instance is idle, [`Batcher::next`] moves those that fit together, in the
-//! order of their levels, into the pending batch ([`pending`]), which stays there between calls, so that a waker that
+//! order of their levels, into the pending batch (`pending`), which stays there between calls, so that a waker that
 //! finds it too small has looked at nothing twice. Then it decides as Triton does (`dynamic_batch_scheduler.cc` of its
 //! core, `GetDynamicBatch`):
 //!

@@ -1,10 +1,10 @@
 //! A delay that is learned: how long a batch should wait for more, so that answers come within a budget from their
 //! requests' arrival, and as early as they can on average.
 //!
-//! Two things are learned. How long a batch of each size runs ([`RunTimes`]), from which follows what is saved if one more
+//! Two things are learned. How long a batch of each size runs (`RunTimes`), from which follows what is saved if one more
 //! request joins a batch that waits, in place of waiting for its end: `run(n) + run(1) - run(n + 1)`, a model's fixed cost,
 //! which is nothing if the time is linear in the size; and what it costs the others, whose run is longer by it. And how
-//! long it is until the next request comes, given how long it was to the last one ([`Gaps`]): short gaps follow each other
+//! long it is until the next request comes, given how long it was to the last one (`Gaps`): short gaps follow each other
 //! within a burst. The delay is the one that, on the average of what was seen, saves most: the next request's saving if it
 //! comes in time, less the wait of all that are there.
 //!

@@ -1,8 +1,9 @@
 //! Answers in the order of their requests, whatever order they are ready in.
 //!
 //! A request gets its [`Place`] when it enters, so the order is that of the requests and not that of the answers; Triton
-//! takes the place only when the answer is there. What waits is at most what the places' owners have given: nothing is
-//! kept of a place that has finished or left and whose turn it is.
+//! takes the place only when the answer is there. Nothing is kept of a place whose turn it is and that has finished or
+//! left; what is kept behind one is bounded by the caller, who lets nobody enter while [`Order::len`] is at the queue's
+//! capacity.
 
 use std::collections::VecDeque;
 use std::collections::vec_deque::Drain;

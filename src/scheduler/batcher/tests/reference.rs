@@ -1,12 +1,13 @@
 //! The batcher against a slow model of itself: one list, looked through anew for every question.
 
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
 use proptest::prelude::*;
 
 use super::super::{Batcher, Entry, Next, Rejected, Rules};
 use super::{MS, Request, policy, request};
 use crate::model_config::{QueuePolicy, TimeoutAction};
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 /// A request of the model, with its times as of the start.
 #[derive(Clone, Debug)]
@@ -35,7 +36,7 @@ enum Answer {
 }
 
 impl Reference {
-    fn policy<'a>(rules: &'a Rules, level: u64) -> &'a QueuePolicy {
+    fn policy(rules: &Rules, level: u64) -> &QueuePolicy {
         rules.policies.get(&level).unwrap_or(&rules.default_policy)
     }
 

@@ -1,10 +1,11 @@
 //! What of a configuration becomes a rule.
 
+use std::time::{Duration, Instant};
+
 use super::super::Rules;
 use super::{MS, policy};
 use crate::error::ErrorKind;
 use crate::model_config::{QueuePolicy, TimeoutAction, UnknownFields, parse};
-use std::time::{Duration, Instant};
 
 fn of(text: &str) -> crate::error::Result<Rules> {
     Rules::of(&parse(text, UnknownFields::Deny).unwrap().config, 100)
