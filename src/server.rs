@@ -311,6 +311,10 @@ impl InferenceServer {
             return self.infer(&model, request, arrived).await.map(Responses::single);
         }
         let id = request.id.clone();
+        if let Some(trace) = &request.trace {
+            // It ends where the last of its answers is dropped.
+            trace_begin(trace, &model, &request);
+        }
         let work = prepare(&model, request, arrived).inspect_err(|_| {
             model.statistics.record_failure(FailureReason::Other, arrived.elapsed());
         })?;

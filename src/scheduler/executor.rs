@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -118,15 +118,24 @@ impl ExecutorHandle {
     }
 }
 
+/// A turn that is over.
+struct Ended {
+    entry: Entry,
+    share: Arc<Share>,
+    ran: Duration,
+    /// Whether the same is asked for again.
+    again: bool,
+}
+
 fn take_turns(shared: &Shared) {
-    let mut after: Option<(Arc<ModelQueue>, usize, Arc<Share>, std::time::Duration, bool)> = None;
+    let mut after: Option<Ended> = None;
     loop {
         let (entry, share) = {
             let mut ready = shared.ready.lock();
-            if let Some((queue, group, share, ran, again)) = after.take() {
+            if let Some(Ended { entry, share, ran, again }) = after.take() {
                 let freed = ready.turns.leave(&share, ran);
                 if again {
-                    ready.turns.enter((queue, group), &share);
+                    ready.turns.enter(entry, &share);
                 }
                 if freed {
                     // Others may have waited for what this turn held.
@@ -160,6 +169,6 @@ fn take_turns(shared: &Shared) {
         let ((queue, group), turn) = entry;
         let start = Instant::now();
         let again = queue.turn(group, turn);
-        after = Some((queue, group, share, start.elapsed(), again));
+        after = Some(Ended { entry: (queue, group), share, ran: start.elapsed(), again });
     }
 }

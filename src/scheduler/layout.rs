@@ -218,7 +218,7 @@ fn describe(batch_input: &BatchInput, works: &[&Work]) -> Result<Tensor> {
         }
         BatchInputKind::ItemShape => {
             let numbers: Vec<_> = items().collect();
-            let rows = if rank == 0 { 0 } else { numbers.len() / rank };
+            let rows = numbers.len().checked_div(rank).unwrap_or(0);
             (numbers, Shape::new(&[length(rows), length(rank)]))
         }
         BatchInputKind::ItemShapeFlatten => {

@@ -173,13 +173,16 @@ pub(super) enum Turn {
     Reminded,
 }
 
+/// An answer that may have to wait for those before it.
+type Answered = (Reply, Result<NamedTensors>);
+
 /// A model version's queue.
 pub struct ModelQueue {
     members: SmallVec<[(ExecutorHandle, Arc<Share>); 1]>,
     /// Taken out when the queue is closed.
     models: Mutex<SmallVec<[Arc<dyn Model>; 1]>>,
     state: Mutex<State>,
-    order: Option<Mutex<Order<(Reply, Result<NamedTensors>)>>>,
+    order: Option<Mutex<Order<Answered>>>,
     runner: Runner,
     rules: Rules,
     /// Whether a quick model may be run by the thread that decoded the request.

@@ -18,13 +18,13 @@ use crate::scheduler::queue::AnswerStream;
 pub struct Responses(Kind);
 
 enum Kind {
-    Single(Option<InferenceResponse>),
+    Single(Option<Box<InferenceResponse>>),
     Many { answers: AnswerStream, model: ModelHandle, id: CompactString },
 }
 
 impl Responses {
-    pub(super) const fn single(response: InferenceResponse) -> Self {
-        Self(Kind::Single(Some(response)))
+    pub(super) fn single(response: InferenceResponse) -> Self {
+        Self(Kind::Single(Some(Box::new(response))))
     }
 
     pub(super) const fn many(answers: AnswerStream, model: ModelHandle, id: CompactString) -> Self {
@@ -37,7 +37,7 @@ impl Stream for Responses {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         match &mut self.0 {
-            Kind::Single(response) => Poll::Ready(response.take().map(Ok)),
+            Kind::Single(response) => Poll::Ready(response.take().map(|response| Ok(*response))),
             Kind::Many { answers, model, id } => {
                 let Some(answer) = ready!(answers.poll_next(context)) else { return Poll::Ready(None) };
                 Poll::Ready(Some(answer.and_then(|answer| {
