@@ -1,3 +1,5 @@
+//! How options become a configuration: what wins, and what a wrong one is told.
+
 use super::*;
 
 #[test]

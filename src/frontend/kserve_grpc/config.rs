@@ -143,7 +143,7 @@ mod tests {
             instance_group { count: 2 kind: KIND_CPU }
             version_policy { specific { versions: [ 1, 3 ] } }
             parameters { key: "a" value { string_value: "b" } }
-            model_warmup { name: "w" inputs { key: "x" value { data_type: TYPE_FP32 dims: 3 zero_data: false } } }
+            model_warmup { name: "w" inputs { key: "x" value { data_type: TYPE_FP32 dims: 1 zero_data: true } } batch_size: 1 }
         "#;
         let parsed = crate::model_config::parse(text, UnknownFields::Deny).unwrap();
         let config = pb::ModelConfig::decode(written(parsed.config.message()).as_slice()).unwrap();
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(config.parameters["a"].string_value, "b");
         assert_eq!(
             config.model_warmup[0].inputs["x"].input_data_type,
-            Some(pb::model_warmup::input::InputDataType::ZeroData(false))
+            Some(pb::model_warmup::input::InputDataType::ZeroData(true))
         );
     }
 }

@@ -1,3 +1,5 @@
+//! Batches of hand-made requests, and what comes back of them.
+
 use std::time::Instant;
 
 use proptest::prelude::*;

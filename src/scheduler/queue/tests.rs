@@ -1,3 +1,5 @@
+//! Turns that come too late.
+
 use super::super::executor::Executor;
 use super::*;
 use crate::backend::gated::Gated;
