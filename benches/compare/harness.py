@@ -137,7 +137,7 @@ class Server:
         self.log = os.path.join(folder, f"{name}.log")
         self.folder = folder
         self.process = None
-        self.metrics_port = self.sagemaker_port = None
+        self.metrics_port = self.sagemaker_port = self.grpc_port = None
 
     def start(self, limit=60):
         """Seconds from start to ready."""
@@ -169,6 +169,7 @@ class Server:
                 with open(self.port_file, encoding="utf-8") as file:
                     ports = {name: int(address.rpartition(":")[2]) for name, address in json.load(file).items()}
                 self.port, self.metrics_port, self.sagemaker_port = ports["http"], ports.get("metrics"), ports.get("sagemaker")
+                self.grpc_port = ports.get("grpc")
             except (OSError, ValueError, KeyError):  # not there yet, or half written
                 return False
         try:
@@ -256,6 +257,8 @@ def roundhouse(binary, repository, folder, cores, arguments=()):
         *(["--model-repository", repository] if repository else []),
         "--http-port",
         "0",
+        "--grpc-port",
+        "0",
         "--metrics-port",
         "0",
         "--port-file",
@@ -272,7 +275,7 @@ def roundhouse(binary, repository, folder, cores, arguments=()):
 
 
 def triton(repository, folder, cores, arguments=()):
-    """NVIDIA's tritonserver where the peers' setup (parts `tool` and `triton`) put it; HTTP only."""
+    """NVIDIA's tritonserver where the peers' setup (parts `tool` and `triton`) put it."""
     found = glob.glob(f"{PEERS_HOME}/venv/triton/lib/python3.*/site-packages/pytriton/tritonserver/bin/tritonserver")
     backends = os.path.join(PEERS_HOME, "run", "triton", "backends")
     if not found or not os.path.exists(os.path.join(backends, "peer", "libtriton_peer.so")):
@@ -281,7 +284,7 @@ def triton(repository, folder, cores, arguments=()):
             "the peers' setup (parts `tool` and `triton`) installs it"
         )
     packages = found[0].split("/pytriton/")[0]
-    port, metrics = free_port(), free_port()
+    port, metrics, grpc = free_port(), free_port(), free_port()
     env = {"LD_LIBRARY_PATH": f"{packages}/nvidia_pytriton.libs", "PYTHONPATH": packages}
     if library := onnxruntime_library():
         env["ORT_DYLIB_PATH"] = library
@@ -291,7 +294,8 @@ def triton(repository, folder, cores, arguments=()):
         f"--backend-directory={backends}",
         "--allow-gpu-metrics=false",
         "--log-info=false",
-        "--allow-grpc=false",
+        "--grpc-address=127.0.0.1",
+        f"--grpc-port={grpc}",
         "--allow-sagemaker=false",
         "--http-address=127.0.0.1",
         "--metrics-address=127.0.0.1",
@@ -300,7 +304,7 @@ def triton(repository, folder, cores, arguments=()):
         "--exit-timeout-secs=2",
     ]
     server = Server("triton", [*command, *arguments], port, env=env, cores=cores, folder=folder)
-    server.metrics_port = metrics
+    server.metrics_port, server.grpc_port = metrics, grpc
     return server
 
 
@@ -367,6 +371,24 @@ def infer_binary(name, shape, values):
     }
     head = json.dumps(request).encode()
     return head + data, {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
+
+
+def infer_grpc(model, name, shape, values):
+    """A `ModelInferRequest` with raw contents and gRPC's prefix in front."""
+
+    def number(value):
+        out = bytearray()
+        while value >= 0x80:
+            out.append(value & 0x7F | 0x80)
+            value >>= 7
+        return bytes([*out, value])
+
+    def field(at, data):
+        return number(at << 3 | 2) + number(len(data)) + data
+
+    tensor = field(1, name.encode()) + field(2, b"FP32") + field(3, b"".join(map(number, shape)))
+    message = field(1, model.encode()) + field(5, tensor) + field(7, values.tobytes())
+    return b"\0" + len(message).to_bytes(4, "big") + message, {"content-type": "application/grpc", "te": "trailers"}
 
 
 def flatten(data):
@@ -436,6 +458,67 @@ def drive(server, cores, method, path, body, headers, connections, seconds, port
         "generator_busy": generator / wall,
         "noise": max(0.0, busy - used - generator) / wall / CPUS,
     }
+
+
+def drive_grpc(server, cores, path, body, headers, connections, seconds):
+    """h2load for some seconds, `connections` with a call at a time each; the figures of `drive`."""
+    body_file, log = os.path.join(server.folder, "body"), os.path.join(server.folder, "h2load.log")
+    with open(body_file, "wb") as file:
+        file.write(body)
+    if os.path.exists(log):
+        os.remove(log)
+    command = [*cores.generator, "h2load", "-t1", f"-c{connections}", "-m1", "-D", str(seconds), "-d", body_file]
+    command += ["--log-file", log, "-w", "24", "-W", "24"]
+    for name, value in headers.items():
+        command += ["-H", f"{name}: {value}"]
+    command.append(f"http://127.0.0.1:{server.grpc_port}{path}")
+    begin, used, busy, generator = time.perf_counter(), cpu_seconds(server.pid), machine_busy(), sum(os.times()[2:4])
+    subprocess.run(command, capture_output=True, text=True, timeout=seconds + 90, check=False)
+    wall, used, busy = time.perf_counter() - begin, cpu_seconds(server.pid) - used, machine_busy() - busy
+    generator = sum(os.times()[2:4]) - generator
+    micros, errors = [], 0
+    with open(log, encoding="latin1") as file:
+        for line in file:
+            _start, status, took = line.split()
+            if status == "200":
+                micros.append(int(took))
+            else:
+                errors += 1
+    if not micros:
+        raise Died(f"{server.name} answered nothing over gRPC:\n{server.last_words()}")
+    micros.sort()
+    requests = len(micros)
+    return {
+        "requests": requests,
+        "rps": requests / seconds,
+        "p50_us": micros[requests // 2],
+        "p90_us": micros[requests * 9 // 10],
+        "p99_us": micros[requests * 99 // 100],
+        "max_us": micros[-1],
+        "errors": errors,
+        "cpu_us": used / requests * 1e6,
+        "server_busy": used / wall,
+        "generator_busy": generator / wall,
+        "noise": max(0.0, busy - used - generator) / wall / CPUS,
+    }
+
+
+def check_grpc(port, body, expected):
+    """One call by a real client, since h2load does not look at the status; not where the peers' Python is missing."""
+    python = os.path.join(PEERS_HOME, "venv", "tool", "bin", "python")
+    if not os.path.exists(python):
+        return
+    script = """
+import sys, grpc
+from tritonclient.grpc import service_pb2 as pb
+body = sys.stdin.buffer.read()
+with grpc.insecure_channel(f"127.0.0.1:{sys.argv[1]}", options=[("grpc.max_receive_message_length", -1)]) as channel:
+    call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer", lambda b: b, pb.ModelInferResponse.FromString)
+    sys.stdout.buffer.write(call(body[5:], timeout=60, wait_for_ready=True).raw_output_contents[0])
+"""
+    run = subprocess.run([python, "-c", script, str(port)], input=body, capture_output=True, check=False)
+    if run.returncode or run.stdout != expected:
+        raise Died(f"wrong answer over gRPC: {run.stderr.decode()[-300:]}")
 
 
 def need(tool, package):

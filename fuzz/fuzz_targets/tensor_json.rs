@@ -27,6 +27,7 @@ fuzz_target!(|data: &[u8]| {
         id: decoded.request.id,
         parameters: decoded.request.parameters,
         outputs: decoded.request.inputs,
+        last: true,
     };
     // A binary BYTES input need not be UTF-8 and then cannot be answered as JSON: an error is right there.
     let Ok(encoded) = encode_response(&response, &decoded.format) else { return };
@@ -41,6 +42,7 @@ fuzz_target!(|data: &[u8]| {
             id: decoded.request.id,
             parameters: decoded.request.parameters,
             outputs: decoded.request.inputs,
+            last: true,
         };
         let again = encode_response(&response, &decoded.format).expect("what was JSON can be JSON");
         assert_eq!(again.json, encoded.json);

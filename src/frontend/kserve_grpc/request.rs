@@ -233,5 +233,4 @@ fn check_count(count: usize, what: &str, limits: &Limits) -> Result<()> {
 }
 
 #[cfg(test)]
-#[path = "request_tests.rs"]
 mod tests;
