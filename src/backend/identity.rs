@@ -1,5 +1,6 @@
 //! The `identity` backend: every output is the input at the same place. For tests and for measuring what the server
-//! itself costs. After Triton's identity backend, whose `execute_delay_ms` parameter it knows too.
+//! itself costs. Of sequences it can show what a model is told: the outputs may go on with the control inputs and the
+//! states, in that order, and what it gives as state is its first input. After Triton's identity backend, whose `execute_delay_ms` parameter it knows too.
 
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,8 @@ use crate::inference::DeviceId;
 use crate::inference::NamedTensor;
 use crate::model_config::ModelConfig;
 use crate::model_config::complete::{RuntimeSignature, TensorSignature};
+use crate::model_config::sequence::SequenceBatching;
+use crate::tensor::DataType;
 
 /// The backend.
 #[derive(Debug, Default)]
@@ -23,6 +26,8 @@ pub const NAME: &str = "identity";
 #[derive(Clone, Debug)]
 struct IdentityModel {
     signature: RuntimeSignature,
+    /// The outputs that are inputs; those after them are states.
+    plain: usize,
     delay: Duration,
 }
 
@@ -40,15 +45,17 @@ impl Backend for Identity {
     }
 
     fn load(&self, _files: &ModelFiles, config: &ModelConfig, _device: DeviceId) -> Result<Box<dyn Model>> {
-        if config.inputs.len() != config.outputs.len() || config.inputs.is_empty() {
+        let signature = signature(config);
+        let known = config.sequence_batching.as_ref();
+        let more = known.map_or(0, |sequences| sequences.inputs().count());
+        let (inputs, outputs) = (config.inputs.len(), config.outputs.len());
+        if inputs == 0 || !(inputs..=inputs + more).contains(&outputs) {
             return Err(Error::invalid(format!(
-                "the identity backend needs as many outputs as inputs, at least one: the configuration has {} inputs and {} \
-                 outputs",
-                config.inputs.len(),
-                config.outputs.len()
+                "the identity backend needs as many outputs as inputs, at least one: the configuration has {inputs} inputs \
+                 and {outputs} outputs"
             )));
         }
-        for (input, output) in config.inputs.iter().zip(&config.outputs) {
+        for (input, output) in signature.inputs.iter().zip(signature.outputs.iter().take(outputs)) {
             if input.data_type != output.data_type {
                 return Err(Error::invalid(format!(
                     "the identity backend copies input '{}' to output '{}', but their types are {} and {}",
@@ -67,32 +74,24 @@ impl Backend for Identity {
                 }
             },
         };
-        let signature = |name: &str, data_type, dims: &[i64]| TensorSignature {
-            name: name.to_owned(),
-            data_type,
-            dims: config.metadata_dims(dims),
-        };
-        Ok(Box::new(IdentityModel {
-            signature: RuntimeSignature {
-                inputs: config
-                    .inputs
-                    .iter()
-                    .map(|input| signature(&input.name, input.data_type, input.runtime_dims()))
-                    .collect(),
-                outputs: config
-                    .outputs
-                    .iter()
-                    .map(|output| signature(&output.name, output.data_type, output.runtime_dims()))
-                    .collect(),
-                optional_inputs: config
-                    .inputs
-                    .iter()
-                    .filter(|input| input.optional)
-                    .map(|input| input.name.clone())
-                    .collect(),
-            },
-            delay,
-        }))
+        Ok(Box::new(IdentityModel { signature, plain: outputs, delay }))
+    }
+}
+
+/// The tensors of the configuration, then those of sequences.
+fn signature(config: &ModelConfig) -> RuntimeSignature {
+    let tensor = |(name, data_type, dims): (&str, DataType, &[i64])| TensorSignature {
+        name: name.to_owned(),
+        data_type,
+        dims: config.metadata_dims(dims),
+    };
+    let sequences = || config.sequence_batching.iter();
+    let inputs = config.inputs.iter().map(|input| (input.name.as_str(), input.data_type, input.runtime_dims()));
+    let outputs = config.outputs.iter().map(|output| (output.name.as_str(), output.data_type, output.runtime_dims()));
+    RuntimeSignature {
+        inputs: inputs.chain(sequences().flat_map(SequenceBatching::inputs)).map(tensor).collect(),
+        outputs: outputs.chain(sequences().flat_map(SequenceBatching::outputs)).map(tensor).collect(),
+        optional_inputs: config.inputs.iter().filter(|input| input.optional).map(|input| input.name.clone()).collect(),
     }
 }
 
@@ -116,12 +115,13 @@ impl ModelInstance for IdentityModel {
         let compute_end = if self.delay.is_zero() { compute_start } else { Instant::now() };
         let mut outputs = crate::inference::NamedTensors::new();
         for &index in batch.outputs {
-            let (Some(output), Some(source)) = (self.signature.outputs.get(index), self.signature.inputs.get(index))
+            let place = if index < self.plain { index } else { 0 };
+            let (Some(output), Some(source)) = (self.signature.outputs.get(index), self.signature.inputs.get(place))
             else {
                 return Err(Error::internal(format!("output {index} is not in the signature")));
             };
             // Inputs come in order, so the place is right unless an optional one before it was left out.
-            let input = match batch.inputs.get(index) {
+            let input = match batch.inputs.get(place) {
                 Some(input) if input.name == source.name => Some(input),
                 _ => batch.inputs.iter().find(|input| input.name == source.name),
             };

@@ -4,6 +4,7 @@
 use super::diagnostic::{ConfigError, quoted};
 use super::message::{Message, Value};
 use super::schema::{FieldType, MODEL_CONFIG, MessageSchema};
+use super::sequence::SequenceBatching;
 use super::{InstanceKind, ModelConfig, VersionPolicy};
 use crate::error::{Error, Result};
 use crate::tensor::{DataType, Shape};
@@ -91,6 +92,19 @@ impl ModelConfig {
             batching.set_many("preferred_batch_size", [Value::Int(preferred)]);
             self.message.set_one("dynamic_batching", Value::Message(batching));
         }
+        if let Some(mut sequences) = self.message.message("sequence_batching").cloned() {
+            if sequences.uint("max_sequence_idle_microseconds") == 0
+                && let Some(idle) = self.sequence_batching.as_ref().map(|sequences| sequences.max_idle)
+            {
+                let idle = u64::try_from(idle.as_micros()).unwrap_or(u64::MAX);
+                sequences.set_one("max_sequence_idle_microseconds", Value::Uint(idle));
+            }
+            if sequences.get("direct").is_none() && sequences.get("oldest").is_none() {
+                let direct = child(sequences.schema(), "direct");
+                sequences.set_one("direct", Value::Message(direct));
+            }
+            self.message.set_one("sequence_batching", Value::Message(sequences));
+        }
         let mut groups: Vec<Message> =
             self.message.messages("instance_group").map(|(group, _)| group.clone()).collect();
         let unwritten = groups.is_empty();
@@ -139,8 +153,13 @@ impl ModelConfig {
     /// Sets the inputs or outputs to the runtime's.
     fn fill(&mut self, role: &'static str, signature: &RuntimeSignature) -> Result<()> {
         let tensors = if role == "input" { &signature.inputs } else { &signature.outputs };
+        let is_servers = |name: &str| match &self.sequence_batching {
+            Some(sequences) if role == "input" => sequences.makes(name),
+            Some(sequences) => sequences.outputs().any(|(state, ..)| state == name),
+            None => false,
+        };
         let mut messages = Vec::with_capacity(tensors.len());
-        for tensor in tensors {
+        for tensor in tensors.iter().filter(|tensor| !is_servers(&tensor.name)) {
             let mut message = child(&MODEL_CONFIG, role);
             message.set_one("name", Value::String(tensor.name.clone()));
             set_enum(&mut message, "data_type", tensor.data_type.config_name());
@@ -201,9 +220,19 @@ impl ModelConfig {
             )?;
         }
         let is_made_here = |name: &String| self.batch_inputs.iter().any(|input| input.targets.contains(name));
+        let sequences = self.sequence_batching.as_ref();
+        for (name, data_type, runtime_dims) in sequences.into_iter().flat_map(SequenceBatching::inputs) {
+            let configured = Configured { role: "input", name, data_type, runtime_dims };
+            self.compare_tensor(&configured, &signature.inputs)?;
+        }
+        for (name, data_type, runtime_dims) in sequences.into_iter().flat_map(SequenceBatching::outputs) {
+            let configured = Configured { role: "output", name, data_type, runtime_dims };
+            self.compare_tensor(&configured, &signature.outputs)?;
+        }
         let is_left_out = |name: &String| {
             !signature.optional_inputs.contains(name)
                 && !is_made_here(name)
+                && !sequences.is_some_and(|sequences| sequences.makes(name))
                 && self.inputs.iter().find(|input| input.name == *name).is_none_or(|input| input.optional)
         };
         match signature.inputs.iter().map(|input| &input.name).find(|name| is_left_out(name)) {

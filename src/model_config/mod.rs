@@ -16,6 +16,7 @@ pub mod ragged;
 mod read;
 mod response_cache;
 pub mod schema;
+pub mod sequence;
 mod support;
 pub mod text;
 mod validate;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use self::diagnostic::{ConfigError, ConfigWarning};
 use self::message::{Message, Value};
 use self::ragged::{BatchInput, BatchOutput};
+use self::sequence::SequenceBatching;
 use self::warm_up::WarmUp;
 use crate::inference::Version;
 use crate::tensor::DataType;
@@ -105,6 +107,8 @@ pub struct ModelConfig {
     pub instance_groups: Vec<InstanceGroup>,
     /// How requests are batched, if they are to be.
     pub dynamic_batching: Option<DynamicBatching>,
+    /// How requests of sequences are kept together, if they are to be.
+    pub sequence_batching: Option<SequenceBatching>,
     /// The model's file in a version folder; empty for the backend's usual one.
     pub default_model_filename: String,
     /// Parameters for the backend.
@@ -172,6 +176,7 @@ impl Default for ModelConfig {
             batch_outputs: Vec::new(),
             instance_groups: Vec::new(),
             dynamic_batching: None,
+            sequence_batching: None,
             default_model_filename: String::new(),
             parameters: BTreeMap::new(),
             decoupled: false,

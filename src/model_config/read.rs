@@ -8,7 +8,7 @@ use super::message::{MapKey, Message, Value};
 use super::ragged::{read_batch_input, read_batch_output};
 use super::{
     DynamicBatching, InstanceGroup, InstanceKind, ModelConfig, ModelInput, ModelOutput, QueuePolicy, RateLimiter,
-    RateLimiterResource, TimeoutAction, VersionPolicy, response_cache, warm_up,
+    RateLimiterResource, TimeoutAction, VersionPolicy, response_cache, sequence, warm_up,
 };
 use crate::inference::Version;
 use crate::tensor::DataType;
@@ -40,6 +40,7 @@ impl ModelConfig {
                 .map(|(group, at)| instance_group(group, at))
                 .collect::<Result<_, _>>()?,
             dynamic_batching: message.message("dynamic_batching").map(dynamic_batching).transpose()?,
+            sequence_batching: sequence::read(&message)?,
             default_model_filename: message.text("default_model_filename").to_owned(),
             parameters: message
                 .entries("parameters")

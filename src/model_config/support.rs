@@ -39,7 +39,7 @@ const fn rule(path: &'static str, verdict: Verdict, why: &'static str) -> Rule {
 const RULES: &[Rule] = &[
     // Answers depend on these.
     rule("ensemble_scheduling", Refused, "a model made of other models cannot be served yet"),
-    rule("sequence_batching", Refused, "requests of a sequence would not be kept together"),
+    rule("sequence_batching.iterative_sequence", Refused, "a request is answered once and not scheduled again"),
     rule("model_operations", Refused, "libraries with custom operations are not loaded"),
     rule("model_repository_agents", Refused, "agents are not run, so what they verify or change would not be"),
     rule("input.is_shape_tensor", Refused, "shape tensors exist in TensorRT alone"),
@@ -49,6 +49,12 @@ const RULES: &[Rule] = &[
     rule("instance_group.passive", Refused, "every instance takes requests"),
     rule("instance_group.secondary_devices", Refused, "instances run on the CPU or a GPU only"),
     // Answers are the same without these.
+    rule(
+        "sequence_batching.state.use_same_buffer_for_input_output",
+        Ignored,
+        "a state is kept as the output it came in, without a copy",
+    ),
+    rule("sequence_batching.state.use_growable_memory", Ignored, "a state is as large as the model makes it"),
     rule("runtime", Ignored, "the server chooses the runtime library itself"),
     rule("input.format", Ignored, "the dims alone describe the tensor"),
     rule("optimization.graph", Ignored, "the runtime's own level of optimization is used"),
@@ -145,6 +151,15 @@ mod tests {
         "batch_input",
         "batch_output",
         "dynamic_batching",
+        "sequence_batching.direct",
+        "sequence_batching.oldest",
+        "sequence_batching.max_sequence_idle_microseconds",
+        "sequence_batching.control_input",
+        "sequence_batching.state.input_name",
+        "sequence_batching.state.output_name",
+        "sequence_batching.state.data_type",
+        "sequence_batching.state.dims",
+        "sequence_batching.state.initial_state",
         "model_transaction_policy.decoupled",
         "output.name",
         "output.data_type",
@@ -207,7 +222,7 @@ mod tests {
     fn what_would_change_answers_is_refused_by_name() {
         let tensor = "name: 'x' data_type: TYPE_FP32 dims: 1";
         let cases = [
-            ("sequence_batching { }".to_owned(), "sequence_batching"),
+            ("sequence_batching { iterative_sequence: true }".to_owned(), "sequence_batching.iterative_sequence"),
             ("ensemble_scheduling { }".to_owned(), "ensemble_scheduling"),
             ("model_operations { op_library_filename: 'a.so' }".to_owned(), "model_operations"),
             ("model_repository_agents { agents { name: 'checksum' } }".to_owned(), "model_repository_agents"),

@@ -31,6 +31,7 @@ pub(super) fn validate(config: &ModelConfig) -> Result<(), ConfigError> {
         return Err(ConfigError::invalid(message.position_of("default_model_filename"), text));
     }
     super::ragged::validate(config)?;
+    super::sequence::validate(config)?;
     match (&config.dynamic_batching, message.message("dynamic_batching")) {
         (Some(batching), Some(written)) => validate_batching(batching, written, config.max_batch_size),
         _ => Ok(()),

@@ -20,6 +20,7 @@ use super::super::status::Failure;
 /// The extensions of the protocol that are served.
 pub(in crate::frontend) const EXTENSIONS: &[&str] = &[
     "classification",
+    "sequence",
     "model_repository",
     "model_configuration",
     "binary_tensor_data",
