@@ -355,7 +355,10 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(error(text), expected, "{text}");
         }
-        assert_eq!(from_json(br#"{"model_operations": {"op_library_filename": ["a.so"]}}"#).unwrap_err().kind(), ErrorKind::Unsupported);
+        assert_eq!(
+            from_json(br#"{"model_operations": {"op_library_filename": ["a.so"]}}"#).unwrap_err().kind(),
+            ErrorKind::Unsupported
+        );
         let many = format!(r#"{{"input": [{{"dims": [{}1]}}]}}"#, "1,".repeat(MAX_VALUES));
         assert_eq!(from_json(many.as_bytes()).unwrap_err().kind(), ErrorKind::TooLarge);
         assert_eq!(from_json(&vec![b' '; MAX_BYTES + 1]).unwrap_err().kind(), ErrorKind::TooLarge);

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::flight::Flight;
 use super::handle::{Home, LoadedVersion, TensorMetadata};
+use super::initial_state::initial_states;
 use super::members::{count, members};
 use super::plan::Plan;
 use super::warm_up::WarmUp;
@@ -20,6 +21,8 @@ use crate::metrics::statistics::ModelStatistics;
 use crate::model_config::complete::RuntimeSignature;
 use crate::model_config::{InstanceKind, ModelConfig};
 use crate::scheduler::queue::{ModelQueue, Scheduling};
+use crate::scheduler::sequence::feed::Feed;
+use crate::scheduler::sequence::line::Sequencing;
 use crate::sync::PinCount;
 
 /// The largest file of class names, in bytes.
@@ -58,11 +61,16 @@ pub(super) fn load_version(
     // A bare file in the repository's root has the whole repository for its folder.
     let folder = plan.tree.owns_directory.then_some(files.directory.as_path());
     let (inputs, outputs, output_indexes) = describe(&config, model.signature(), folder)?;
-    let warm_up = WarmUp::prepare(&config, folder, &output_indexes, flight)?;
+    let feed = match &config.sequence_batching {
+        None => None,
+        Some(batching) => Some(Feed::of(&config, model.signature(), initial_states(batching, folder)?)?),
+    };
+    let warm_up = WarmUp::prepare(&config, folder, &output_indexes, feed.as_ref(), flight)?;
     let model = warm_up.around(model);
     let statistics = Arc::new(ModelStatistics::default());
     let members = members(&config, &plan.place, &model)?;
-    let scheduling = Scheduling::of(&config, plan.queue_capacity)?;
+    let mut scheduling = Scheduling::of(&config, plan.queue_capacity)?;
+    scheduling.sequences = feed.and_then(|feed| Sequencing::of(&plan.name, &config, feed, plan.queue_capacity));
     let queue = ModelQueue::new(members, scheduling, Arc::clone(&statistics));
     if warm_up.was_abandoned() {
         return Ok(None);

@@ -11,6 +11,7 @@ mod flight;
 mod gate;
 pub mod handle;
 mod house;
+mod initial_state;
 pub mod loader;
 mod members;
 pub mod need;

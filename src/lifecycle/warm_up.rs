@@ -20,6 +20,7 @@ use crate::inference::{NamedTensor, NamedTensors};
 use crate::model_config::ModelConfig;
 use crate::model_config::complete::RuntimeSignature;
 use crate::model_config::warm_up::{self, WarmUpData, WarmUpInput};
+use crate::scheduler::sequence::feed::Feed;
 use crate::tensor::{DataType, Shape, Tensor, push_string};
 
 /// The most bytes that the samples of one version take together: they are in memory while it loads.
@@ -46,7 +47,7 @@ struct Sample {
 }
 
 impl WarmUp {
-    /// The samples of a complete configuration, for `outputs` as indexes into the signature. Files are looked for in the
+    /// The samples of a complete configuration, for `outputs` as indexes into the signature, with what `feed` adds. Files are looked for in the
     /// model's `folder`. Blocking.
     ///
     /// # Errors
@@ -56,6 +57,7 @@ impl WarmUp {
         config: &ModelConfig,
         folder: Option<&Path>,
         outputs: &[usize],
+        feed: Option<&Feed>,
         flight: &Arc<Flight>,
     ) -> Result<Self> {
         let mut room = MAX_BYTES;
@@ -85,6 +87,8 @@ impl WarmUp {
                 };
                 inputs.push(NamedTensor { name: known.name.as_str().into(), tensor: reshaped });
             }
+            let rows = if config.max_batch_size > 0 { sample.batch_size } else { 1 };
+            inputs.extend(feed.map(|feed| feed.warm_up(rows)).transpose()?.into_iter().flatten());
             samples.push(Sample { name: sample.name.clone(), count: sample.count, inputs });
         }
         let shared = (!samples.is_empty()).then(|| {
@@ -184,7 +188,7 @@ fn tensor(sample: &str, input: &WarmUpInput, batch: Option<u32>, folder: Option<
     let data = match &input.data {
         WarmUpData::Zero => vec![0; elements * least],
         WarmUpData::Random => random(input.data_type, elements, seed(sample, &input.name))?,
-        WarmUpData::File(name) => read_file(folder, name, room / copies)?,
+        WarmUpData::File(name) => read_file(folder, ("input_data_file", warm_up::FOLDER), name, room / copies)?,
     };
     let item = Tensor::new(input.data_type, shape, data.into())?;
     let Some(batch) = batch else { return Ok(item) };
@@ -192,29 +196,34 @@ fn tensor(sample: &str, input: &WarmUpInput, batch: Option<u32>, folder: Option<
     Tensor::new(input.data_type, dims, Bytes::from(item.data().repeat(copies)))
 }
 
-/// The bytes of a file in the model's `warmup` folder, which must lie there, links followed.
-fn read_file(folder: Option<&Path>, name: &str, most: usize) -> Result<Vec<u8>> {
+/// The bytes of a file in a folder `below` the model's, named by a `field` of its configuration, which must lie there, links followed.
+pub(super) fn read_file(
+    folder: Option<&Path>,
+    (field, below): (&str, &str),
+    name: &str,
+    most: usize,
+) -> Result<Vec<u8>> {
     let failed = |error: std::io::Error| {
         let kind = match error.kind() {
             std::io::ErrorKind::NotFound => ErrorKind::InvalidArgument,
             _ => ErrorKind::RepositoryFailed,
         };
-        Error::new(kind, format!("cannot read {}/{name} in the model's folder", warm_up::FOLDER)).with_source(error)
+        Error::new(kind, format!("cannot read {below}/{name} in the model's folder")).with_source(error)
     };
     let Some(folder) = folder else {
-        return Err(Error::invalid(format!("input_data_file '{name}': a bare model file has no folder to look in")));
+        return Err(Error::invalid(format!("{field} '{name}': a bare model file has no folder to look in")));
     };
-    let folder = folder.join(warm_up::FOLDER).canonicalize().map_err(failed)?;
+    let folder = folder.join(below).canonicalize().map_err(failed)?;
     let path = folder.join(name).canonicalize().map_err(failed)?;
     if !path.starts_with(&folder) || !path.is_file() {
-        let text = format!("input_data_file '{name}' is no file in the model's {} folder", warm_up::FOLDER);
+        let text = format!("{field} '{name}' is no file in the model's {below} folder");
         return Err(Error::invalid(text));
     }
     let mut data = Vec::new();
     let file = std::fs::File::open(&path).map_err(failed)?;
     file.take(most as u64 + 1).read_to_end(&mut data).map_err(failed)?;
     if data.len() > most {
-        return Err(Error::too_large(format!("{}/{name} is larger than {most} bytes", warm_up::FOLDER)));
+        return Err(Error::too_large(format!("{below}/{name} is larger than {most} bytes")));
     }
     Ok(data)
 }

@@ -154,6 +154,15 @@ impl ModelConfig {
         &self.message
     }
 
+    /// Whether answers leave in the order of their requests.
+    #[must_use]
+    pub fn preserves_ordering(&self) -> bool {
+        let of_sequences = self.sequence_batching.as_ref().is_some_and(|batching| {
+            matches!(batching.strategy, sequence::Strategy::Oldest { preserve_ordering: true, .. })
+        });
+        of_sequences || self.dynamic_batching.as_ref().is_some_and(|batching| batching.preserve_ordering)
+    }
+
     /// The shape that clients send or get for a tensor of these dims: with the batch dimension, if there is one.
     #[must_use]
     pub fn metadata_dims(&self, dims: &[i64]) -> Vec<i64> {

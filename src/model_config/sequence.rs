@@ -156,8 +156,11 @@ fn wrong<T>(position: Position, text: impl std::fmt::Display) -> Result<T, Confi
 pub(super) fn read(config: &Message) -> Result<Option<SequenceBatching>, ConfigError> {
     let Some(written) = config.message("sequence_batching") else { return Ok(None) };
     let idle = Duration::from_micros(written.uint("max_sequence_idle_microseconds"));
-    let states: Vec<_> =
-        written.messages("state").take(MAX_STATES + 1).map(|(state, at)| read_state(state, at)).collect::<Result<_, _>>()?;
+    let states: Vec<_> = written
+        .messages("state")
+        .take(MAX_STATES + 1)
+        .map(|(state, at)| read_state(state, at))
+        .collect::<Result<_, _>>()?;
     if states.len() > MAX_STATES {
         return wrong(written.position_of("state"), format_args!("a model has at most {MAX_STATES} states"));
     }
@@ -194,7 +197,12 @@ fn strategy(written: &Message) -> Result<Strategy, ConfigError> {
     let mut preferred_batch_sizes = Vec::new();
     for item in oldest.items("preferred_batch_size") {
         match item.value {
-            Value::Int(size) if size >= 1 && let Ok(size) = u32::try_from(size) => preferred_batch_sizes.push(size),
+            Value::Int(size)
+                if size >= 1
+                    && let Ok(size) = u32::try_from(size) =>
+            {
+                preferred_batch_sizes.push(size)
+            }
             _ => return wrong(item.position, "a preferred_batch_size must be at least 1"),
         }
     }
@@ -236,9 +244,9 @@ fn correlation_type(name: &str, control: &Message, position: Position) -> Result
         }
     }
     match DataType::from_config_name(control.text("data_type")) {
-        Some(
-            known @ (DataType::Uint64 | DataType::Int64 | DataType::Uint32 | DataType::Int32 | DataType::Bytes),
-        ) => Ok(known),
+        Some(known @ (DataType::Uint64 | DataType::Int64 | DataType::Uint32 | DataType::Int32 | DataType::Bytes)) => {
+            Ok(known)
+        }
         _ => {
             let position = if control.get("data_type").is_some() { control.position_of("data_type") } else { position };
             let text = format!(
@@ -310,7 +318,8 @@ fn read_state(state: &Message, position: Position) -> Result<State, ConfigError>
     }
     if DataType::from_config_name(initial.text("data_type")) != Some(data_type) {
         let position = if initial.get("data_type").is_some() { initial.position_of("data_type") } else { at };
-        let text = format!("{shown}: the data type of initial_state does not match the state's {}", data_type.config_name());
+        let text =
+            format!("{shown}: the data type of initial_state does not match the state's {}", data_type.config_name());
         return wrong(position, text);
     }
     let shown_initial = format!("{shown}: initial_state");
@@ -325,7 +334,8 @@ fn read_state(state: &Message, position: Position) -> Result<State, ConfigError>
         (_, true) => {
             let file = initial.text("data_file");
             if file.is_empty() || !stays_inside(file) {
-                let text = format!("{shown}: data_file {} must name a file in the model's {FOLDER} folder", quoted(file));
+                let text =
+                    format!("{shown}: data_file {} must name a file in the model's {FOLDER} folder", quoted(file));
                 return wrong(initial.position_of("data_file"), text);
             }
             Some(file.to_owned())

@@ -254,7 +254,7 @@ fn unstack(output: &NamedTensor, works: &[&Work]) -> Result<SmallVec<[Tensor; 16
     if let [_] = works {
         return Ok(SmallVec::from_iter([output.tensor.clone()]));
     }
-    let items: u64 = works.iter().map(|work| work.batch_size).sum();
+    let items: u64 = works.iter().map(|work| work.rows()).sum();
     let dims = output.tensor.shape().dims();
     if dims.first().is_none_or(|first| first.unsigned_abs() != items) {
         return Err(not_split(
@@ -264,7 +264,7 @@ fn unstack(output: &NamedTensor, works: &[&Work]) -> Result<SmallVec<[Tensor; 16
     }
     let item: Shape = dims.iter().skip(1).copied().collect();
     let sizes = works.iter().map(|work| {
-        let rows = i64::try_from(work.batch_size).unwrap_or(i64::MAX);
+        let rows = i64::try_from(work.rows()).unwrap_or(i64::MAX);
         std::iter::once(rows).chain(item.dims().iter().copied()).collect::<Shape>()
     });
     cut(output, sizes)

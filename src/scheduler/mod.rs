@@ -17,5 +17,6 @@ pub mod order;
 pub mod prompt;
 pub mod queue;
 mod run;
+pub mod sequence;
 pub mod turns;
 pub mod work;

@@ -19,6 +19,7 @@ use super::executor::ExecutorHandle;
 use super::layout::{Layout, Likeness};
 use super::order::{Order, Place};
 use super::run::Runner;
+use super::sequence::line::{SequenceLine, Sequencing};
 use super::turns::Share;
 use super::work::Work;
 use crate::backend::{Model, ModelInstance};
@@ -29,6 +30,7 @@ use crate::model_config::ModelConfig;
 use crate::sync::PinCount;
 
 /// Instances that run at the threads of one device, in turns of one share.
+#[derive(Clone)]
 pub struct Member {
     /// The model, on that device.
     pub model: Arc<dyn Model>,
@@ -51,6 +53,8 @@ pub struct Scheduling {
     pub preserve_ordering: bool,
     /// Whether a request may have any number of answers.
     pub decoupled: bool,
+    /// How sequences are kept together, where requests come in sequences.
+    pub sequences: Option<Sequencing>,
 }
 
 impl Scheduling {
@@ -67,8 +71,9 @@ impl Scheduling {
         Ok(Self {
             rules,
             layout: Layout::of(config),
-            preserve_ordering: config.dynamic_batching.as_ref().is_some_and(|batching| batching.preserve_ordering),
+            preserve_ordering: config.preserves_ordering(),
             decoupled: config.decoupled,
+            sequences: None,
         })
     }
 
@@ -183,6 +188,8 @@ pub struct ModelQueue {
     models: Mutex<SmallVec<[Arc<dyn Model>; 1]>>,
     state: Mutex<State>,
     order: Option<Mutex<Order<Answered>>>,
+    /// In place of the batcher, where requests come in sequences.
+    sequences: Option<SequenceLine>,
     runner: Runner,
     rules: Rules,
     /// Whether a quick model may be run by the thread that decoded the request.
@@ -200,7 +207,9 @@ impl ModelQueue {
     /// # Errors
     /// Whatever the model says when it cannot make an instance.
     pub fn new(members: Vec<Member>, scheduling: Scheduling, statistics: Arc<ModelStatistics>) -> Result<Arc<Self>> {
-        let Scheduling { rules, layout, preserve_ordering, decoupled } = scheduling;
+        let Scheduling { rules, layout, preserve_ordering, decoupled, sequences } = scheduling;
+        // What a sequence leaves in an instance is of use to that one only.
+        let members = if sequences.is_some() { one_by_one(members) } else { members };
         let mut groups = SmallVec::new();
         for member in &members {
             let idle = (0..member.instances.max(1)).map(|_| member.model.instance()).collect::<Result<Vec<_>>>()?;
@@ -215,10 +224,25 @@ impl ModelQueue {
         let batcher = Some(Batcher::new(rules.clone()));
         let needs_nothing = members.iter().all(|member| member.share.needs_nothing());
         let waits = !rules.delay.is_zero() || budget.is_some();
+        let runner = Runner::new(layout, statistics);
+        let (runner, sequences) = match sequences {
+            None => (runner, None),
+            Some(sequencing) => {
+                let instances = groups.iter_mut().filter_map(|group: &mut Group| group.idle.pop()).collect();
+                (runner.trying_once(), Some(SequenceLine::new(sequencing, instances)))
+            }
+        };
+        let may_run_here = sequences.is_none()
+            && !waits
+            && needs_nothing
+            && !preserve_ordering
+            && !decoupled
+            && runner.layout().passes_through();
         Ok(Arc::new(Self {
-            may_run_here: !waits && needs_nothing && !preserve_ordering && !decoupled && layout.passes_through(),
+            may_run_here,
+            sequences,
             order: preserve_ordering.then(Mutex::default),
-            runner: Runner::new(layout, statistics),
+            runner,
             state: Mutex::new(State { batcher, groups, instances, reminder: None, budget }),
             models: Mutex::new(members.iter().map(|member| Arc::clone(&member.model)).collect()),
             members: members.into_iter().map(|member| (member.executor, member.share)).collect(),
@@ -232,7 +256,16 @@ impl ModelQueue {
     /// Requests that wait.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.state.lock().batcher.as_ref().map_or(0, Batcher::len)
+        match &self.sequences {
+            Some(sequences) => sequences.pending(),
+            None => self.state.lock().batcher.as_ref().map_or(0, Batcher::len),
+        }
+    }
+
+    /// Sequences that hold a slot of an instance, and those that wait for one.
+    #[must_use]
+    pub fn live_sequences(&self) -> (usize, usize) {
+        self.sequences.as_ref().map_or((0, 0), SequenceLine::live)
     }
 
     /// Whether its requests may have any number of answers.
@@ -241,7 +274,7 @@ impl ModelQueue {
         self.decoupled
     }
 
-    fn statistics(&self) -> &ModelStatistics {
+    pub(super) fn statistics(&self) -> &ModelStatistics {
         self.runner.statistics()
     }
 
@@ -384,6 +417,9 @@ impl ModelQueue {
         let Some(_running) = self.pin() else {
             return Err(Error::not_ready("the model is being unloaded"));
         };
+        if let Some(sequences) = &self.sequences {
+            return sequences.enqueue(self, work, reply);
+        }
         let arrived = work.arrived;
         let likeness = self.runner.layout().likeness(&work);
         let refused = {
@@ -425,6 +461,9 @@ impl ModelQueue {
 
     /// A reminder came for a group that cannot take its turn yet; it stands in line as if it had been asked.
     pub(super) fn reminded(&self, group: usize) {
+        if let Some(sequences) = &self.sequences {
+            return sequences.reminded(group);
+        }
         let mut state = self.state.lock();
         state.reminder = None;
         if let Some(group) = state.groups.get_mut(group) {
@@ -434,6 +473,9 @@ impl ModelQueue {
 
     /// One turn on a device's thread: the batch that is due. Says whether the same group wants another.
     pub(super) fn turn(self: &Arc<Self>, group: usize, turn: Turn) -> bool {
+        if let Some(sequences) = &self.sequences {
+            return sequences.turn(self, group, turn);
+        }
         let pinned = self.pin();
         let mut given = None;
         let mut more = None;
@@ -528,7 +570,7 @@ impl ModelQueue {
     }
 
     /// Answers a request, after those before it where answers leave in order.
-    fn answer(&self, job: Job, result: Result<NamedTensors>) {
+    pub(super) fn answer(&self, job: Job, result: Result<NamedTensors>) {
         let Job { place, reply, .. } = job;
         match (&self.order, place) {
             (Some(order), Some(place)) => {
@@ -550,13 +592,34 @@ impl ModelQueue {
         }
     }
 
-    fn pin(&self) -> Option<Running<'_>> {
+    /// A request as it waits.
+    pub(super) fn job(&self, work: Work, reply: Reply) -> Job {
+        let likeness = self.runner.layout().likeness(&work);
+        let place = self.order.as_ref().map(|order| order.lock().enter());
+        Job { work, likeness, place, reply }
+    }
+
+    /// Forgets a request that is answered otherwise.
+    pub(super) fn withdraw(&self, mut job: Job) {
+        self.leave_order(job.place.take());
+    }
+
+    /// Asks a thread of a group's device for a turn, now or later.
+    pub(super) fn ask(self: &Arc<Self>, (group, at): (usize, Option<Instant>)) {
+        self.carry_out(at.map_or(Ask::Turn(group), |at| Ask::Reminder(group, at)));
+    }
+
+    pub(super) fn runner(&self) -> &Runner {
+        &self.runner
+    }
+
+    pub(super) fn pin(&self) -> Option<Running<'_>> {
         // Not `then_some`: that would make a guard, and drop it, where there is nothing to unpin.
         self.running.try_pin().then(|| Running(&self.running))
     }
 
     /// Another instance for one that panicked: what that holds may be half done.
-    fn replace(&self, broken: Box<dyn ModelInstance>, group: usize) -> Result<Box<dyn ModelInstance>> {
+    pub(super) fn replace(&self, broken: Box<dyn ModelInstance>, group: usize) -> Result<Box<dyn ModelInstance>> {
         let model = self.models.lock().get(group).cloned();
         drop(broken);
         model.ok_or_else(unloaded)?.instance()
@@ -570,7 +633,8 @@ impl ModelQueue {
         let State { batcher, groups, .. } = std::mem::take(&mut *self.state.lock());
         // Their callers are told by the closed channel.
         drop(batcher);
-        let instances = groups.into_iter().flat_map(|group| group.idle).collect();
+        let of_sequences = self.sequences.iter().flat_map(SequenceLine::close);
+        let instances = groups.into_iter().flat_map(|group| group.idle).chain(of_sequences).collect();
         Remains { _instances: instances, _models: std::mem::take(&mut *self.models.lock()) }
     }
 }
@@ -613,6 +677,15 @@ impl Drop for AnswerStream {
     }
 }
 
+/// Each instance as a member of its own.
+fn one_by_one(members: Vec<Member>) -> Vec<Member> {
+    let each = members.into_iter().flat_map(|member| {
+        let instances = member.instances.max(1);
+        std::iter::repeat_n(member, instances)
+    });
+    each.map(|member| Member { instances: 1, ..member }).collect()
+}
+
 /// What is left of a closed queue: instances first, then the models they share.
 pub struct Remains {
     _instances: Vec<Box<dyn ModelInstance>>,
@@ -623,7 +696,7 @@ pub(super) fn no_instance() -> Error {
     Error::new(ErrorKind::BackendFailed, "every instance of the model panicked: unload and load it again")
 }
 
-fn unloaded() -> Error {
+pub(super) fn unloaded() -> Error {
     Error::not_ready("the model was unloaded before the request ran")
 }
 
@@ -632,7 +705,7 @@ fn deadline_exceeded() -> Error {
 }
 
 /// Keeps a queue from being seen as closed.
-struct Running<'a>(&'a PinCount);
+pub(super) struct Running<'a>(&'a PinCount);
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {

@@ -25,6 +25,8 @@ pub(super) struct Runner {
     layout: Layout,
     statistics: Arc<ModelStatistics>,
     promptness: Promptness,
+    /// Whether the requests of a batch that failed are run one by one.
+    tries_again: bool,
 }
 
 /// A run that ended.
@@ -38,7 +40,12 @@ struct Ran {
 
 impl Runner {
     pub(super) fn new(layout: Layout, statistics: Arc<ModelStatistics>) -> Self {
-        Self { layout, statistics, promptness: Promptness::default() }
+        Self { layout, statistics, promptness: Promptness::default(), tries_again: true }
+    }
+
+    /// The same for a model that remembers: what a batch that failed has done to it, one more run would do again.
+    pub(super) fn trying_once(self) -> Self {
+        Self { tries_again: false, ..self }
     }
 
     pub(super) fn layout(&self) -> &Layout {
@@ -103,7 +110,7 @@ impl Runner {
             Err(error) => return (Some(instance), works.iter().map(|_| Err(error.clone())).collect()),
         };
         let items = works.iter().map(|work| work.batch_size).sum();
-        let requests = works.len() as u64;
+        let requests = works.iter().filter(|work| work.batch_size > 0).count() as u64;
         let tensors = Tensors { inputs: &gathered.inputs, outputs: &gathered.outputs, items, requests };
         let (mut instance, ran) = self.execute(instance, &tensors, start, replace);
         let answers = ran.result.and_then(|outputs| self.layout.split(&gathered.outputs, &outputs, works));
@@ -119,7 +126,7 @@ impl Runner {
                 (instance, answers.into_iter().map(Ok).collect())
             }
             // What made it panic would do so again.
-            Err(error) if works.len() == 1 || ran.panicked => {
+            Err(error) if works.len() == 1 || ran.panicked || !self.tries_again => {
                 for (_, (work, _)) in each() {
                     self.record_failure(work, ran.end);
                 }

@@ -6,16 +6,19 @@ use compact_str::CompactString;
 use smallvec::SmallVec;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::inference::{InferenceRequest, NamedTensor, NamedTensors};
+use crate::inference::{InferenceRequest, NamedTensor, NamedTensors, Parameters, Sequence, SequenceId};
 use crate::lifecycle::handle::{LoadedVersion, TensorMetadata};
 use crate::scheduler::work::Work;
 use crate::tensor::Shape;
 
+/// The longest id of a sequence in bytes, as in Triton.
+const MAX_SEQUENCE_ID: usize = 128;
+
 /// Checks a request against a model and puts its tensors in order. The texts are Triton's where its clients' tests pin
 /// them.
 pub(super) fn prepare(model: &LoadedVersion, request: InferenceRequest, arrived: Instant) -> Result<Work> {
-    let id = if request.id.is_empty() { "<id_unknown>" } else { request.id.as_str() };
-    let wrong = |text: String| Error::invalid(format!("[request id: {id}] {text}"));
+    let shown = request.id.clone();
+    let wrong = |text: String| wrong_request(&shown, &text);
     let name = &model.id.name;
     let mut given = request.inputs;
     let mut inputs = NamedTensors::new();
@@ -83,8 +86,37 @@ pub(super) fn prepare(model: &LoadedVersion, request: InferenceRequest, arrived:
         }));
     }
     let outputs = wanted_outputs(model, &request.outputs).map_err(wrong)?;
-    let InferenceRequest { deadline, priority, trace, .. } = request;
-    Ok(Work { inputs, outputs, batch_size: batch_size.unwrap_or(1).max(1), deadline, priority, arrived, trace })
+    let batch_size = batch_size.unwrap_or(1).max(1);
+    let sequence = match &model.config.sequence_batching {
+        None => None,
+        Some(_) => Some(place_in_sequence(name, &request.parameters, batch_size).map_err(wrong)?),
+    };
+    let InferenceRequest { id, deadline, priority, trace, .. } = request;
+    Ok(Work { inputs, outputs, batch_size, deadline, priority, arrived, sequence, id, trace })
+}
+
+/// A request that is wrong, with its id as Triton shows it.
+fn wrong_request(id: &str, text: &str) -> Error {
+    Error::invalid(format!("[request id: {}] {text}", if id.is_empty() { "<id_unknown>" } else { id }))
+}
+
+/// Which request of which sequence it is.
+fn place_in_sequence(model: &str, parameters: &Parameters, batch_size: u64) -> Result<Sequence, String> {
+    if batch_size > 1 {
+        return Err(format!(
+            "inference request to model '{model}' must specify batch-size 1 due to requirements of sequence batcher"
+        ));
+    }
+    let sequence = Sequence::of(parameters).ok_or_else(|| {
+        format!("inference request to model '{model}' must specify a non-zero or non-empty correlation ID")
+    })?;
+    match &sequence.id {
+        SequenceId::Text(text) if text.len() > MAX_SEQUENCE_ID => Err(format!(
+            "inference request to model '{model}' has a correlation ID of {} bytes, at most {MAX_SEQUENCE_ID} are taken",
+            text.len()
+        )),
+        _ => Ok(sequence),
+    }
 }
 
 /// The batch size of an input: at most the model's, and the same for all inputs.

@@ -70,6 +70,8 @@ fn work(tag: i32) -> Work {
         priority: 0,
         arrived: Instant::now(),
         trace: None,
+        sequence: None,
+        id: "".into(),
     }
 }
 

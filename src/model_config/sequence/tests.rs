@@ -64,22 +64,37 @@ fn every_fault_has_its_place_and_its_text() {
     let state = |more: &str| format!("state {{ {STATE} initial_state {{ {more} }} }}");
     let corrid = |more: &str| control("c", &format!("kind: CONTROL_SEQUENCE_CORRID {more}"));
     let cases = [
-        ("direct { minimum_slot_utilization: 1.5 }".to_owned(), "minimum_slot_utilization must be from 0 to 1, got 1.5"),
+        (
+            "direct { minimum_slot_utilization: 1.5 }".to_owned(),
+            "minimum_slot_utilization must be from 0 to 1, got 1.5",
+        ),
         ("oldest { max_candidate_sequences: -1 }".to_owned(), "max_candidate_sequences must not be negative, got -1"),
         ("oldest { preferred_batch_size: 0 }".to_owned(), "a preferred_batch_size must be at least 1"),
         ("oldest { preferred_batch_size: 5 }".to_owned(), "preferred_batch_size 5 is above max_batch_size 4"),
         (control("", START), "a control_input must have a name"),
         ("control_input { name: 'c' }".to_owned(), "control_input 'c' has no control"),
-        (control("s", START) + &control("s", "kind: CONTROL_SEQUENCE_END int32_false_true: [0, 1]"), "'s' is given twice"),
+        (
+            control("s", START) + &control("s", "kind: CONTROL_SEQUENCE_END int32_false_true: [0, 1]"),
+            "'s' is given twice",
+        ),
         (control("x", START), "control_input 'x' is given twice, or is an input of callers"),
         (control("s", START) + &control("t", START), "'t' is of a control kind that another one has already"),
         (control("s", "kind: CONTROL_SEQUENCE_START"), "must specify one of 'int32_false_true', "),
-        (control("s", "int32_false_true: 1"), "'int32_false_true' must have exactly 2 entries for CONTROL_SEQUENCE_START"),
+        (
+            control("s", "int32_false_true: 1"),
+            "'int32_false_true' must have exactly 2 entries for CONTROL_SEQUENCE_START",
+        ),
         (control("s", &format!("{START} bool_false_true: [false, true]")), "specifies more than one of "),
         (control("s", &format!("{START} data_type: TYPE_INT32")), "data_type is for CONTROL_SEQUENCE_CORRID, not for "),
-        (corrid("data_type: TYPE_FP32"), "unexpected data type for control CONTROL_SEQUENCE_CORRID. Allowed data types"),
+        (
+            corrid("data_type: TYPE_FP32"),
+            "unexpected data type for control CONTROL_SEQUENCE_CORRID. Allowed data types",
+        ),
         (corrid(""), "unexpected data type for control CONTROL_SEQUENCE_CORRID"),
-        (corrid("data_type: TYPE_INT32 int32_false_true: [0, 1]"), "int32_false_true is not for CONTROL_SEQUENCE_CORRID"),
+        (
+            corrid("data_type: TYPE_INT32 int32_false_true: [0, 1]"),
+            "int32_false_true is not for CONTROL_SEQUENCE_CORRID",
+        ),
         ("state { output_name: 'o' }".to_owned(), "a state must have an input_name"),
         ("state { input_name: 'i' output_name: 'o' }".to_owned(), "state 'i' must have a data_type such as TYPE_FP32"),
         (format!("state {{ {STATE} }} state {{ {STATE} }}"), "state input_name 'i' is given twice"),
@@ -87,12 +102,18 @@ fn every_fault_has_its_place_and_its_text() {
             "state { input_name: 'i' output_name: 'y' data_type: TYPE_FP32 dims: 2 }".to_owned(),
             "state output_name 'y' is an output of callers too, with another data_type or other dims",
         ),
-        (state("data_type: TYPE_FP32 dims: [2, 1] zero_data: true"), "field 'name' must be set when using initial_state"),
+        (
+            state("data_type: TYPE_FP32 dims: [2, 1] zero_data: true"),
+            "field 'name' must be set when using initial_state",
+        ),
         (state("name: 'a' dims: [2, 1] zero_data: true"), "the data type of initial_state does not match the state's"),
         (state("name: 'a' data_type: TYPE_FP32 dims: [3, 1] zero_data: true"), "has dims [3, 1], but the state's are"),
         (state("name: 'a' data_type: TYPE_FP32 dims: [2, -1] zero_data: true"), "dimension -1 must be at least 1"),
         (state("name: 'a' data_type: TYPE_FP32 dims: [2, 1]"), "must have one of zero_data and data_file"),
-        (state("name: 'a' data_type: TYPE_FP32 dims: [2, 1] data_file: '../f'"), "data_file '../f' must name a file in"),
+        (
+            state("name: 'a' data_type: TYPE_FP32 dims: [2, 1] data_file: '../f'"),
+            "data_file '../f' must name a file in",
+        ),
     ];
     for (fields, expected) in cases {
         let error = parse(&format!("{X}sequence_batching {{ {fields} }}"), UnknownFields::Deny).unwrap_err();
@@ -105,12 +126,17 @@ fn every_fault_has_its_place_and_its_text() {
 
 #[test]
 fn what_cannot_be_served_is_said() {
-    let decoupled = format!("{X} model_transaction_policy {{ decoupled: true }} sequence_batching {{ state {{ {STATE} }} }}");
+    let decoupled =
+        format!("{X} model_transaction_policy {{ decoupled: true }} sequence_batching {{ state {{ {STATE} }} }}");
     assert_eq!(parse(&decoupled, UnknownFields::Deny).unwrap_err().kind, ErrorKind::Unsupported);
     let iterative = format!("{X} sequence_batching {{ iterative_sequence: true }}");
     let error = parse(&iterative, UnknownFields::Deny).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unsupported);
-    assert!(error.message.starts_with("'sequence_batching.iterative_sequence' is not supported yet"), "{}", error.message);
+    assert!(
+        error.message.starts_with("'sequence_batching.iterative_sequence' is not supported yet"),
+        "{}",
+        error.message
+    );
     let buffers = format!("{X} sequence_batching {{ state {{ {STATE} use_growable_memory: true }} }}");
     assert_eq!(parse(&buffers, UnknownFields::Deny).unwrap().warnings.len(), 1);
 }

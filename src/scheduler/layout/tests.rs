@@ -19,7 +19,17 @@ fn work(tensors: Vec<(&str, Tensor)>) -> Work {
     let batch_size = tensors[0].1.shape().dims()[0].unsigned_abs();
     let inputs = tensors.into_iter().map(|(name, tensor)| NamedTensor { name: name.into(), tensor }).collect();
     let outputs = SmallVec::from_slice(&[0]);
-    Work { inputs, outputs, batch_size, deadline: None, priority: 0, arrived: Instant::now(), trace: None }
+    Work {
+        inputs,
+        outputs,
+        batch_size,
+        deadline: None,
+        priority: 0,
+        arrived: Instant::now(),
+        sequence: None,
+        id: "".into(),
+        trace: None,
+    }
 }
 
 fn floats(shape: &[i64], from: f32) -> Tensor {
