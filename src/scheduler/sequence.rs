@@ -12,20 +12,21 @@
 pub mod feed;
 mod lane;
 pub mod line;
+mod rules;
 #[cfg(test)]
 mod tests;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use smallvec::SmallVec;
 
 use self::lane::{Lane, Slot};
 pub use self::lane::{Pick, Row};
-use super::batcher::{Batched, Due, Rules};
+pub use self::rules::{Choice, SequenceRules};
+use super::batcher::{Batched, Due};
 use crate::inference::{Sequence, SequenceId};
-use crate::model_config::sequence::{SequenceBatching, Strategy};
 
 /// Expiries of slots that have another tenant by now, kept until there are so many more of them than of others.
 const STALE: usize = 64;
@@ -34,73 +35,6 @@ const STALE: usize = 64;
 pub trait Sequenced: Batched {
     /// Its place in a sequence. Must not change.
     fn sequence(&self) -> &Sequence;
-}
-
-/// How sequences are scheduled.
-#[derive(Clone, Debug)]
-pub struct SequenceRules {
-    /// Slots of each instance, at least 1.
-    pub slots: u32,
-    /// Who runs together.
-    pub choice: Choice,
-    /// How long a sequence keeps its slot without a request.
-    pub idle: Duration,
-    /// How many requests may wait.
-    pub capacity: usize,
-}
-
-/// Who of a lane runs together.
-#[derive(Clone, Debug)]
-pub enum Choice {
-    /// Every slot that has a request, each in its own row.
-    Direct {
-        /// Slots that must be ready for a batch to run before the delay is over.
-        enough: usize,
-        /// How long the request that waits longest waits for that.
-        delay: Duration,
-    },
-    /// As the rules say.
-    Oldest(Rules),
-}
-
-impl SequenceRules {
-    /// What a configuration asks for, with at most `max_batch_size` requests a batch (0 for one), of which `capacity` may
-    /// wait.
-    #[must_use]
-    pub fn of(batching: &SequenceBatching, max_batch_size: u32, capacity: usize) -> Self {
-        let rows = max_batch_size.max(1);
-        let (slots, choice) = match &batching.strategy {
-            Strategy::Direct { max_queue_delay, minimum_slot_utilization } => {
-                let needed = f64::from(*minimum_slot_utilization) * f64::from(rows);
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "from 0 to the rows, a u32"
-                )]
-                let enough = needed.ceil() as usize;
-                let delay = if enough <= 1 { Duration::ZERO } else { *max_queue_delay };
-                (rows, Choice::Direct { enough, delay })
-            }
-            Strategy::Oldest { max_candidate_sequences, preferred_batch_sizes, max_queue_delay, .. } => {
-                let mut preferred = preferred_batch_sizes.clone();
-                if preferred.is_empty() && max_batch_size > 0 {
-                    preferred.push(max_batch_size);
-                }
-                preferred.sort_unstable();
-                preferred.dedup();
-                let rules = Rules {
-                    max_items: max_batch_size,
-                    preferred,
-                    delay: *max_queue_delay,
-                    // What waits is counted over all slots.
-                    capacity: usize::MAX,
-                    ..Rules::default()
-                };
-                (*max_candidate_sequences, Choice::Oldest(rules))
-            }
-        };
-        Self { slots, choice, idle: batching.max_idle, capacity }
-    }
 }
 
 /// A request that waits.
@@ -329,7 +263,7 @@ impl<T: Sequenced, S> Sequencer<T, S> {
             let Some(own) = self.lanes.get_mut(lane) else { return Pick::Nothing };
             let gone = own.gone();
             for slot in &gone {
-                self.give_up(lane, *slot, now);
+                self.give_up(lane, *slot, true, now);
             }
             if !gone.is_empty() {
                 continue;
@@ -341,14 +275,14 @@ impl<T: Sequenced, S> Sequencer<T, S> {
             let left: Vec<u32> = rows.iter().filter(|row| row.is_gone()).map(|row| row.slot).collect();
             self.len -= rows.iter().filter(|row| row.queued.is_some()).count();
             for row in rows.iter_mut().filter(|row| row.is_gone()) {
-                row.queued = None;
+                self.ended.extend(row.queued.take().map(|queued| queued.request));
             }
             own.close_up(&mut rows);
             for slot in left {
                 if let Some(own) = self.lanes.get_mut(lane).and_then(|own| own.slots.get_mut(slot as usize)) {
                     own.is_out = false;
                 }
-                self.give_up(lane, slot, now);
+                self.give_up(lane, slot, false, now);
             }
             if rows.is_empty() {
                 continue;
@@ -373,16 +307,15 @@ impl<T: Sequenced, S> Sequencer<T, S> {
         }
     }
 
-    /// Ends the sequence of a slot whose first waiting request was given up: what follows it makes no sense without it,
-    /// unless it begins the sequence anew.
-    fn give_up(&mut self, lane: usize, slot: u32, now: Instant) {
+    /// Ends the sequence of a slot of which a request was given up, the first that waits or the one before: what follows it
+    /// makes no sense without it, unless it begins the sequence anew.
+    fn give_up(&mut self, lane: usize, slot: u32, is_first: bool, now: Instant) {
         let Some(own) = self.lanes.get_mut(lane) else { return };
         let Some(place) = own.slots.get_mut(slot as usize) else { return };
-        let mut first = true;
-        while let Some(queued) = place.waits.pop_front_if(|queued| {
-            let goes = std::mem::take(&mut first) && queued.request.is_gone();
-            goes || !queued.request.sequence().start
-        }) {
+        let mut goes = is_first;
+        while let Some(queued) =
+            place.waits.pop_front_if(|queued| std::mem::take(&mut goes) || !queued.request.sequence().start)
+        {
             self.len -= 1;
             self.ended.push(queued.request);
         }
@@ -440,14 +373,14 @@ impl<T: Sequenced, S> Sequencer<T, S> {
     pub fn expire(&mut self, now: Instant) -> Woken {
         let mut woken = Woken::new();
         while self.expiries.peek().is_some_and(|Reverse((at, ..))| *at <= now) {
-            let Some(Reverse((_, lane, slot, tenant))) = self.expiries.pop() else { break };
+            let Some(Reverse((at, lane, slot, tenant))) = self.expiries.pop() else { break };
             let Some(own) = self.lanes.get(lane).and_then(|own| own.slots.get(slot as usize)) else { continue };
             if own.tenant != tenant {
                 continue;
             }
             let silent_since = if own.is_out || !own.waits.is_empty() { now } else { own.last_used };
             match silent_since.checked_add(self.rules.idle) {
-                Some(at) if at > now => self.expiries.push(Reverse((at, lane, slot, tenant))),
+                Some(due) if due > at => self.expiries.push(Reverse((due, lane, slot, tenant))),
                 Some(_) => {
                     self.release(lane, slot, now);
                     woken.push(lane);
@@ -482,7 +415,7 @@ impl<T: Sequenced, S> Sequencer<T, S> {
         for lane in 0..self.lanes.len() {
             let gone = self.lanes.get(lane).map(Lane::gone).unwrap_or_default();
             for slot in gone {
-                self.give_up(lane, slot, now);
+                self.give_up(lane, slot, true, now);
             }
         }
     }

@@ -29,6 +29,7 @@ mod response_cache;
 mod s3;
 mod sagemaker;
 mod scheduling;
+mod sequence;
 mod shared_memory;
 mod start;
 mod support;

@@ -162,6 +162,13 @@ impl TestServer {
         versions.iter().filter(|loaded| *loaded.id.name == *model).map(|loaded| loaded.queue.pending()).sum()
     }
 
+    /// Sequences of the model `s` that hold a slot, and that wait for one.
+    pub(crate) fn live(&self) -> (usize, usize) {
+        let versions = self.inner.resident_versions();
+        let live = versions.iter().filter(|loaded| &*loaded.id.name == "s").map(|loaded| loaded.queue.live_sequences());
+        live.fold((0, 0), |(held, waiting), (more, behind)| (held + more, waiting + behind))
+    }
+
     /// The value of a series on the metrics page, by everything before the value; `None` where it is not there.
     pub(crate) fn metric(&self, series: &str) -> Option<f64> {
         let page = self.inner.metrics_page();
