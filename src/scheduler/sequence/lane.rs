@@ -88,7 +88,7 @@ enum Ready<T> {
         delay: Duration,
     },
     Oldest {
-        candidates: Batcher<Candidate<T>>,
+        candidates: Box<Batcher<Candidate<T>>>,
         delay: Duration,
     },
 }
@@ -107,7 +107,9 @@ impl<T: Sequenced, S> Lane<T, S> {
             Choice::Direct { enough, delay } => {
                 Ready::Direct { slots: BTreeSet::new(), enough: *enough, delay: *delay }
             }
-            Choice::Oldest(rules) => Ready::Oldest { candidates: Batcher::new(rules.clone()), delay: rules.delay },
+            Choice::Oldest(rules) => {
+                Ready::Oldest { candidates: Box::new(Batcher::new(rules.clone())), delay: rules.delay }
+            }
         };
         Self { slots: Vec::new(), alive: true, ready }
     }

@@ -264,7 +264,7 @@ impl SequenceLine {
                 seat.reminder = seat.reminder.filter(|at| *at > now);
             }
             // What expired may have asked for this very instance.
-            let is_own = turn == Turn::Asked || asks.iter().any(|ask| *ask == (lane, None));
+            let is_own = turn == Turn::Asked || asks.contains(&(lane, None));
             asks.retain(|ask| *ask != (lane, None));
             if let Some(seat) = state.seats.get_mut(lane)
                 && (is_own || !seat.is_asked)
