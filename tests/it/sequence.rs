@@ -152,7 +152,7 @@ async fn rows_of_one_batch_have_each_their_own_sequence() {
         let server = server(&format!("{strategy} {LONG}"), ONE_INSTANCE).await;
         let mut client = server.client().await;
         for id in 1..=3 {
-            told(client.ask(&step(id, true, false, id as i32 * 10)).await);
+            told(client.ask(&step(id, true, false, id * 10)).await);
         }
         server.gated.close("s", Step::Execute);
         let before = server.gated.counts("s").executions_begun;

@@ -155,10 +155,10 @@ fn check(rules: &SequenceRules, events: &[Event]) -> Result<(), TestCaseError> {
     }
     // Whatever is left runs, and then all of it is silent.
     for _ in 0..2 * asks.len() + 2 {
-        for lane in 0..2 {
-            let rows = std::mem::take(&mut running[lane]);
+        for (lane, running) in running.iter_mut().enumerate() {
+            let rows = std::mem::take(running);
             finish(&mut sequencer, lane, rows, now);
-            running[lane] = pick(&mut sequencer, lane, now);
+            *running = pick(&mut sequencer, lane, now);
         }
         now += IDLE;
         sequencer.expire(now);
