@@ -1,3 +1,5 @@
+//! What is read of `sequence_batching`, and every fault of one with its place.
+
 use super::*;
 use crate::error::ErrorKind;
 use crate::model_config::{UnknownFields, parse};
