@@ -259,7 +259,13 @@ impl App {
             security.access.clone(),
             config.limits,
         );
-        let grpc = GrpcService::new(server.clone(), config.limits, config.grpc, stop_accepting.clone())?;
+        let grpc = GrpcService::new(
+            server.clone(),
+            security.access.clone(),
+            config.limits,
+            config.grpc,
+            stop_accepting.clone(),
+        )?;
         if let Some(listener) = listeners.http {
             let (kserve, sagemaker) =
                 (Kserve::new(server.clone(), config.limits, security.access.clone()), sagemaker.clone());

@@ -156,7 +156,11 @@ pub(super) async fn no_shared_memory(_: &GrpcService, _: Unread, _: By) -> Resul
     Err::<(), _>(Error::unsupported("shared memory is not offered: send tensors in the message"))
 }
 
-pub(super) async fn no_trace_setting(_: &GrpcService, _: Unread, _: By) -> Result<impl Message + use<>> {
+pub(super) async fn no_trace_setting(
+    _: &GrpcService,
+    _: pb::TraceSettingRequest,
+    _: By,
+) -> Result<impl Message + use<>> {
     Err::<(), _>(Error::unsupported("trace settings cannot be changed here"))
 }
 

@@ -11,7 +11,8 @@ use super::messages::Messages;
 use super::proto::health::health_check_response::ServingStatus;
 use super::proto::health::{HealthCheckRequest, HealthCheckResponse};
 use super::reply::{self, GrpcBody};
-use super::{GrpcService, framed, log_failure};
+use super::rights::CallError;
+use super::{GrpcService, framed};
 use crate::error::{Error, Result};
 use crate::inference::Deadline;
 
@@ -84,18 +85,17 @@ impl GrpcService {
         let asked = async {
             let deadline = self.deadline(arrived, None, &head.headers)?;
             let message = Messages::new(&head.headers, body, NAME_BYTES + 16)?.only(deadline).await?;
-            HealthCheckRequest::decode(message)
-                .map_err(|error| Error::invalid("the message is no valid protobuf").with_source(error))
+            let asked = HealthCheckRequest::decode(message)
+                .map_err(|error| Error::invalid("the message is no valid protobuf").with_source(error))?;
+            self.check_subject(&head.headers, head.uri.path(), &asked)?;
+            Ok::<_, CallError>(asked)
         };
         match asked.await {
             Ok(HealthCheckRequest { service }) => {
                 let watch = Watch { grpc: self.clone(), service, said: None };
                 reply::changes(Box::pin(futures_util::stream::unfold(watch, Watch::next)))
             }
-            Err(error) => {
-                log_failure("Health/Watch", &head.headers, &error);
-                reply::error(&error)
-            }
+            Err(error) => error.answer("Health/Watch", &head.headers),
         }
     }
 }

@@ -11,7 +11,8 @@ use super::super::tensor_body;
 use super::messages::{self, ENCODING, Messages};
 use super::reply::{self, GrpcBody};
 use super::response::{Pieces, Wrapping, encode};
-use super::{GrpcService, log_failure, request, request_id};
+use super::rights::CallError;
+use super::{GrpcService, request, request_id};
 use crate::error::{Error, Result};
 
 impl GrpcService {
@@ -20,23 +21,27 @@ impl GrpcService {
         let (head, body) = request.into_parts();
         match self.try_infer(&head.headers, body, arrived).await {
             Ok(response) => response,
-            Err(error) => {
-                log_failure("ModelInfer", &head.headers, &error);
-                reply::error(&error)
-            }
+            Err(error) => error.answer("ModelInfer", &head.headers),
         }
     }
 
-    async fn try_infer(&self, headers: &HeaderMap, body: Incoming, arrived: Instant) -> Result<Response<GrpcBody>> {
+    async fn try_infer(
+        &self,
+        headers: &HeaderMap,
+        body: Incoming,
+        arrived: Instant,
+    ) -> Result<Response<GrpcBody>, CallError> {
         let at_first = self.deadline(arrived, None, headers)?;
         let message = Messages::new(headers, body, self.0.config.max_message_bytes)?.only(at_first).await?;
         let mut decoded = request::decode(&message, &self.0.tensor_limits)?;
         drop(message);
+        self.check_inference(headers, &decoded.model)?;
         let deadline = self.deadline(arrived, decoded.timeout, headers)?;
         decoded.request.deadline = deadline;
         let handle = self.server().model(&decoded.model, decoded.version, deadline).await?;
         if handle.config.decoupled {
-            return Err(Error::unsupported("ModelInfer RPC doesn't support models with decoupled transaction policy"));
+            let text = "ModelInfer RPC doesn't support models with decoupled transaction policy";
+            return Err(Error::unsupported(text).into());
         }
         let mut response = self.server().infer(&handle, decoded.request, arrived).await?;
         tensor_body::classify(&mut response, &decoded.format, &handle)?;

@@ -17,6 +17,7 @@ pub mod reply;
 mod repository;
 pub mod request;
 pub mod response;
+mod rights;
 mod stream;
 mod wire;
 
@@ -35,6 +36,8 @@ use self::messages::Messages;
 use self::reflection::Reflection;
 use self::reply::GrpcBody;
 use self::response::Pieces;
+use self::rights::{CallError, Subject};
+use super::access::Access;
 use super::listener::Http2Options;
 use super::tensor_json::Limits;
 use crate::config::RequestLimits;
@@ -49,6 +52,7 @@ pub struct GrpcService(Arc<Inner>);
 
 struct Inner {
     server: InferenceServer,
+    access: Access,
     limits: RequestLimits,
     tensor_limits: Limits,
     config: GrpcConfig,
@@ -74,18 +78,20 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 impl GrpcService {
-    /// The front end over a server; `stopping` is cancelled where it is to end.
+    /// The front end over a server, for those that `access` lets in; `stopping` is cancelled where it is to end.
     ///
     /// # Errors
     /// `Internal` if the descriptors of its messages cannot be read.
     pub fn new(
         server: InferenceServer,
+        access: Access,
         limits: RequestLimits,
         config: GrpcConfig,
         stopping: CancellationToken,
     ) -> Result<Self> {
         let tensor_limits = Limits { json_bytes: limits.json_bytes, ..Limits::default() };
-        Ok(Self(Arc::new(Inner { server, limits, tensor_limits, config, reflection: Reflection::new()?, stopping })))
+        let reflection = Reflection::new()?;
+        Ok(Self(Arc::new(Inner { server, access, limits, tensor_limits, config, reflection, stopping })))
     }
 
     /// How the port of gRPC alone speaks HTTP/2: connections are kept, since clients keep theirs for good.
@@ -112,6 +118,9 @@ impl GrpcService {
             return Ok(no_grpc());
         }
         let path = request.uri().path();
+        if let Err(denied) = self.check_call(request.headers(), path) {
+            return Ok(CallError::from(denied).answer(path, request.headers()));
+        }
         if let Some(call) = path.strip_prefix(INFERENCE) {
             return Ok(match call {
                 "ModelInfer" => self.infer(request, arrived).await,
@@ -172,7 +181,7 @@ impl GrpcService {
         answer: impl AsyncFnOnce(&Self, Q, Option<Deadline>) -> Result<A>,
     ) -> Response<GrpcBody>
     where
-        Q: Message + Default,
+        Q: Message + Default + Subject,
         A: Message,
     {
         let (head, body) = request.into_parts();
@@ -182,14 +191,12 @@ impl GrpcService {
             let message = Messages::new(&head.headers, body, limit)?.only(deadline).await?;
             let question = Q::decode(message)
                 .map_err(|error| Error::invalid("the message is no valid protobuf").with_source(error))?;
-            answer(self, question, deadline).await
+            self.check_subject(&head.headers, head.uri.path(), &question)?;
+            Ok::<_, CallError>(answer(self, question, deadline).await?)
         };
         match answered.await {
             Ok(answer) => reply::message(framed(&answer)),
-            Err(error) => {
-                log_failure(head.uri.path(), &head.headers, &error);
-                reply::error(&error)
-            }
+            Err(error) => error.answer(head.uri.path(), &head.headers),
         }
     }
 

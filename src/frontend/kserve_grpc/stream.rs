@@ -31,6 +31,7 @@ use super::messages::{ENCODING, Messages};
 use super::reply::{self, GrpcBody};
 use super::request::{Decoded, decode, id_of};
 use super::response::{Pieces, Wrapping, encode, encode_error};
+use super::rights::CallError;
 use super::{GrpcService, log_failure};
 use crate::error::{Error, Result};
 use crate::frontend::status::grpc_status;
@@ -48,8 +49,7 @@ impl GrpcService {
     /// Begins the answer to a stream of requests.
     pub(super) fn stream(&self, request: Request<Incoming>, arrived: Instant) -> Response<GrpcBody> {
         let (head, body) = request.into_parts();
-        let headers = &head.headers;
-        match self.try_stream(headers, body, arrived) {
+        match self.try_stream(&head.headers, body, arrived) {
             Ok(stream) => {
                 let coding = stream.calls.encoding.header();
                 let mut response = reply::stream(stream);
@@ -59,7 +59,7 @@ impl GrpcService {
                 response
             }
             Err(error) => {
-                log_failure("ModelStreamInfer", headers, &error);
+                log_failure("ModelStreamInfer", &head.headers, &error);
                 reply::error(&error)
             }
         }
@@ -81,6 +81,7 @@ impl GrpcService {
             calls: Arc::new(Calls {
                 grpc: self.clone(),
                 limit,
+                headers: headers.clone(),
                 encoding: self.answer_encoding(headers),
                 errors_end_it: headers.get("triton_grpc_error").is_some_and(|value| value == "true"),
             }),
@@ -101,7 +102,7 @@ impl GrpcService {
 }
 
 /// What went wrong, and the id of the request.
-type Failed = (Error, CompactString);
+type Failed = (CallError, CompactString);
 
 /// What goes out; nothing for an end that nobody asked to be told of.
 type Answer = Result<Option<Pieces>, Failed>;
@@ -109,6 +110,8 @@ type Answer = Result<Option<Pieces>, Failed>;
 /// What the requests of one call share.
 struct Calls {
     grpc: GrpcService,
+    /// Who calls: asked for each request, since tokens are taken back while streams last.
+    headers: HeaderMap,
     /// When the call as a whole must be over.
     limit: Option<Deadline>,
     /// How answers are compressed.
@@ -280,17 +283,20 @@ impl InferStream {
         let arrived = Instant::now();
         let bytes = message.len();
         self.bytes += bytes;
-        let decoded = decode(&message, &calls.grpc.0.tensor_limits).map_err(|error| (error, id_of(&message)));
+        let decoded = decode(&message, &calls.grpc.0.tensor_limits).map_err(|error| (error.into(), id_of(&message)));
         drop(message);
         self.starting = Some(Box::pin(async move {
             let mut decoded = decoded.map_err(|failed| (bytes, failed))?;
+            if let Err(denied) = calls.grpc.check_inference(&calls.headers, &decoded.model) {
+                return Err((bytes, (denied.into(), decoded.request.id)));
+            }
             let own = [decoded.timeout, calls.grpc.0.limits.timeout].into_iter().flatten().min();
             let own = own.and_then(|timeout| Deadline::after(arrived, timeout));
             let deadline = own.into_iter().chain(calls.limit).min();
             decoded.request.deadline = deadline;
             match calls.grpc.server().model(&decoded.model, decoded.version, deadline).await {
                 Ok(handle) => Ok(Started { handle, decoded, arrived, bytes }),
-                Err(error) => Err((bytes, (error, decoded.request.id))),
+                Err(error) => Err((bytes, (error.into(), decoded.request.id))),
             }
         }));
     }
@@ -354,11 +360,11 @@ impl InferStream {
         match answer {
             Ok(pieces) => self.ready.extend(pieces.into_iter().flatten()),
             Err((error, id)) => {
-                log_failure("ModelStreamInfer", &HeaderMap::new(), &error);
+                error.log("ModelStreamInfer", &self.calls.headers);
                 if self.calls.errors_end_it {
-                    self.end(grpc_status(&error));
+                    self.end(error.status());
                 } else {
-                    self.ready.extend(encode_error(&error.report(), &id));
+                    self.ready.extend(encode_error(&error.text(), &id));
                 }
             }
         }
@@ -376,7 +382,13 @@ impl Calls {
             drop(handle);
             self.written(response).await.map(Some)
         };
-        Event { number, bytes, answer: answered.await.map_err(|error| (error, id)), rest: None, decoupled: false }
+        Event {
+            number,
+            bytes,
+            answer: answered.await.map_err(|error| (error.into(), id)),
+            rest: None,
+            decoupled: false,
+        }
     }
 
     /// The first of the answers of a decoupled model.
@@ -393,11 +405,11 @@ impl Calls {
                 }
             };
             let responses = self.grpc.server().infer_stream(handle, request, arrived).await?;
-            Ok(Rest { responses, classes, id: id.clone(), empty_final, bytes })
+            Ok::<_, Error>(Rest { responses, classes, id: id.clone(), empty_final, bytes })
         };
         match begun.await {
             Ok(rest) => self.next_of_many(rest).await,
-            Err(error) => Event { number: 0, bytes, answer: Err((error, id)), rest: None, decoupled: true },
+            Err(error) => Event { number: 0, bytes, answer: Err((error.into(), id)), rest: None, decoupled: true },
         }
     }
 
@@ -422,7 +434,7 @@ impl Calls {
         };
         let (answer, rest) = match answered.await {
             Ok((written, rest)) => (Ok(written), rest),
-            Err(error) => (Err((error, id)), None),
+            Err(error) => (Err((CallError::Failed(error), id)), None),
         };
         Event { number: 0, bytes, answer, rest, decoupled: true }
     }

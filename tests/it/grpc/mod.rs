@@ -2,5 +2,6 @@
 //! What unmodified clients see is in `tests/python/test_grpc.py`.
 
 pub(crate) mod client;
+mod rights;
 mod streams;
 mod unary;
