@@ -20,6 +20,7 @@ use crate::artifact::start_write_back;
 use crate::backend::identity::Identity;
 use crate::backend::onnxruntime::{self, OnnxRuntime};
 use crate::backend::registry::{BackendRegistry, Entry};
+use crate::backend::repeat::Repeat;
 use crate::backend::runtime_paths::onnxruntime_path;
 use crate::cache::response::ResponseCache;
 use crate::config::security::TlsPort;
@@ -140,6 +141,7 @@ impl App {
         let library = config.onnxruntime_library.clone().unwrap_or_else(|| onnxruntime_path(&config.runtime_dir));
         let backends = BackendRegistry::default()
             .with(Arc::new(Identity))
+            .with(Arc::new(Repeat))
             .with_opened(onnxruntime::NAME, OnnxRuntime::open(&library, config.executor_threads))
             .without(
                 "pytorch",

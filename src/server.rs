@@ -103,6 +103,9 @@ impl InferenceServer {
     /// Says that the server is on its way out: not ready any more, and answering what comes nevertheless.
     pub fn set_draining(&self) {
         self.0.draining.store(true, Ordering::Release);
+        for loaded in self.resident_versions() {
+            loaded.queue.hasten();
+        }
     }
 
     // === models ===
@@ -297,7 +300,7 @@ impl InferenceServer {
     }
 
     /// Checks the request against the model and runs it, for a caller that takes any number of answers. The handle is held
-    /// until the last one.
+    /// until the model has given the last one; what was not read yet does not keep the model in memory.
     ///
     /// # Errors
     /// As [`InferenceServer::infer`], where nothing was answered yet; later errors are items of the answers.
@@ -318,8 +321,9 @@ impl InferenceServer {
         let work = prepare(&model, request, arrived).inspect_err(|_| {
             model.statistics.record_failure(FailureReason::Other, arrived.elapsed());
         })?;
-        let answers = model.queue.infer_stream(work)?;
-        Ok(Responses::many(answers, model, id))
+        let (version, queue) = (model.version(), Arc::clone(&model.queue));
+        let answers = queue.infer_stream(work, model)?;
+        Ok(Responses::many(answers, version, id))
     }
 
     // === metrics ===

@@ -1,5 +1,7 @@
 //! What every backend must do, whatever runs below it: one suite for all of them.
 
+use std::ops::ControlFlow;
+
 use crate::error::{Error, Result};
 use crate::inference::{DeviceId, NamedTensor, NamedTensors};
 use crate::model_config::ModelConfig;
@@ -18,10 +20,12 @@ pub struct Case<'a> {
     pub config: ModelConfig,
     /// A right request, in the order of the signature.
     pub inputs: Vec<NamedTensor>,
-    /// What it must answer, in the order of the signature.
+    /// What it must answer, in the order of the signature; of a decoupled model, its one answer to this request.
     pub outputs: Vec<Tensor>,
-    /// The same with no elements, for models that take as many as one likes.
+    /// The same with no elements, for models that take as many as one likes; a decoupled one has no answer to it.
     pub empty: Option<Vec<NamedTensor>>,
+    /// A request with several answers, for decoupled models.
+    pub many: Option<Vec<NamedTensor>>,
     /// Counts what the backend holds in memory, for backends that can be asked.
     pub alive: Option<&'a (dyn Fn() -> usize + Sync)>,
 }
@@ -43,10 +47,14 @@ pub fn backend_conformance(backend: &dyn Backend, case: &Case<'_>) -> Result<()>
     instances_run_beside_each_other(&*model, case)?;
     only_the_wanted_outputs_come_in_the_wanted_order(&*model, case)?;
     if let Some(empty) = &case.empty {
-        nothing_in_gives_nothing_out(&*model, empty)?;
+        nothing_in_gives_nothing_out(&*model, case, empty)?;
+    }
+    if let Some(many) = &case.many {
+        a_reader_that_leaves_stops_the_stream(&*model, many)?;
     }
     an_instance_outlives_its_model(model, case)?;
     copies_are_apart(backend, case)?;
+    assert!(backend.streams() || !case.config.decoupled, "a backend that streams says so");
     assert_eq!(alive(), before, "dropping models and instances frees what they held");
     Ok(())
 }
@@ -72,10 +80,44 @@ fn signature_is_sane(model: &dyn Model, case: &Case<'_>) {
     }
 }
 
-fn execute(instance: &mut dyn ModelInstance, inputs: &[NamedTensor], wanted: &[usize]) -> Result<NamedTensors> {
-    let execution = instance.execute(&Batch { inputs, outputs: wanted })?;
+fn execute(
+    instance: &mut dyn ModelInstance,
+    case: &Case<'_>,
+    inputs: &[NamedTensor],
+    wanted: &[usize],
+) -> Result<NamedTensors> {
+    let batch = Batch { inputs, outputs: wanted };
+    if case.config.decoupled {
+        let mut answers = stream(instance, &batch, false)?;
+        assert!(answers.len() <= 1, "the case has one answer");
+        return Ok(answers.pop().unwrap_or_default());
+    }
+    let execution = instance.execute(&batch)?;
     assert!(execution.compute_start <= execution.compute_end, "the computation begins before it ends");
     Ok(execution.outputs)
+}
+
+/// The answers of a decoupled model to a reader that may leave after the first.
+fn stream(instance: &mut dyn ModelInstance, batch: &Batch<'_>, leave: bool) -> Result<Vec<NamedTensors>> {
+    let mut answers = Vec::new();
+    let streamed = instance.execute_stream(batch, &mut |outputs| {
+        answers.push(outputs);
+        if leave { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    assert!(streamed.compute_start <= streamed.compute_end, "the computation begins before it ends");
+    Ok(answers)
+}
+
+/// `inputs` have several answers.
+fn a_reader_that_leaves_stops_the_stream(model: &dyn Model, inputs: &[NamedTensor]) -> Result<()> {
+    let mut instance = model.instance()?;
+    let batch = Batch { inputs, outputs: &all_outputs(model) };
+    let all = stream(&mut *instance, &batch, false)?;
+    assert!(all.len() > 1, "the request has several answers");
+    let first = stream(&mut *instance, &batch, true)?;
+    assert_eq!(first, all[..1], "nothing is told to a reader that has left");
+    assert_eq!(stream(&mut *instance, &batch, false)?, all, "an instance goes on after a reader that left");
+    Ok(())
 }
 
 fn all_outputs(model: &dyn Model) -> Vec<usize> {
@@ -101,7 +143,7 @@ fn answers_are_right_and_repeat(model: &dyn Model, case: &Case<'_>) -> Result<()
     let wanted = all_outputs(model);
     let mut instance = model.instance()?;
     for _ in 0..2 {
-        let outputs = execute(&mut *instance, &case.inputs, &wanted)?;
+        let outputs = execute(&mut *instance, case, &case.inputs, &wanted)?;
         compare(model, &outputs, &wanted, case);
     }
     Ok(())
@@ -118,7 +160,7 @@ fn instances_run_beside_each_other(model: &dyn Model, case: &Case<'_>) -> Result
             start.wait();
             let mut instance = instance?;
             for _ in 0..25 {
-                let outputs = execute(&mut *instance, &case.inputs, &wanted)?;
+                let outputs = execute(&mut *instance, case, &case.inputs, &wanted)?;
                 compare(model, &outputs, &wanted, case);
             }
             Ok(())
@@ -134,18 +176,18 @@ fn only_the_wanted_outputs_come_in_the_wanted_order(model: &dyn Model, case: &Ca
     let mut instance = model.instance()?;
     let mut backwards = all_outputs(model);
     backwards.reverse();
-    let outputs = execute(&mut *instance, &case.inputs, &backwards)?;
+    let outputs = execute(&mut *instance, case, &case.inputs, &backwards)?;
     compare(model, &outputs, &backwards, case);
     for index in all_outputs(model) {
-        let outputs = execute(&mut *instance, &case.inputs, &[index])?;
+        let outputs = execute(&mut *instance, case, &case.inputs, &[index])?;
         compare(model, &outputs, &[index], case);
     }
     Ok(())
 }
 
-fn nothing_in_gives_nothing_out(model: &dyn Model, empty: &[NamedTensor]) -> Result<()> {
+fn nothing_in_gives_nothing_out(model: &dyn Model, case: &Case<'_>, empty: &[NamedTensor]) -> Result<()> {
     let mut instance = model.instance()?;
-    for output in execute(&mut *instance, empty, &all_outputs(model))? {
+    for output in execute(&mut *instance, case, empty, &all_outputs(model))? {
         assert_eq!(output.tensor.element_count(), 0, "{} of no elements has none", output.name);
         assert!(output.tensor.data().is_empty());
     }
@@ -157,7 +199,7 @@ fn an_instance_outlives_its_model(model: Box<dyn Model>, case: &Case<'_>) -> Res
     let mut instance = model.instance()?;
     let wanted = all_outputs(&*model);
     drop(model);
-    let outputs = execute(&mut *instance, &case.inputs, &wanted)?;
+    let outputs = execute(&mut *instance, case, &case.inputs, &wanted)?;
     for (output, expected) in outputs.iter().zip(&case.outputs) {
         assert_eq!(output.tensor, *expected, "an instance works on when its model is dropped");
     }

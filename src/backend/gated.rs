@@ -1,19 +1,24 @@
 //! The `gated` backend: a fake that loads and executes when a test lets it, counts what is alive, and fails by script.
 //!
-//! It gives back its inputs as `identity` does. A model holds as many bytes as its parameter `holds_bytes` says. Each model, known by the name in its configuration, has a gate before
-//! its loads and one before its executions; both are open until the test closes them.
+//! It gives back its inputs as `identity` does; a decoupled model gives them back element by element, one an answer. A model
+//! holds as many bytes as its parameter `holds_bytes` says. Each model, known by the name in its configuration, has a gate
+//! before its loads, one before its executions and one before its answers; all are open until the test closes them.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::identity::Identity;
-use super::{Backend, Batch, Execution, Model, ModelFiles, ModelInstance, ModelMemory};
+use super::repeat::element;
+use super::{Backend, Batch, Execution, Model, ModelFiles, ModelInstance, ModelMemory, Streamed};
 use crate::error::Error;
 use crate::error::Result;
 use crate::inference::DeviceId;
+use crate::inference::{NamedTensor, NamedTensors};
 use crate::model_config::ModelConfig;
 use crate::model_config::complete::RuntimeSignature;
 
@@ -27,8 +32,10 @@ pub enum Step {
     Load,
     /// `Model::instance`; it has no gate.
     Instance,
-    /// `ModelInstance::execute`.
+    /// `ModelInstance::execute` and `ModelInstance::execute_stream`.
     Execute,
+    /// Each answer of a decoupled model.
+    Answer,
 }
 
 /// How a step goes wrong.
@@ -57,15 +64,19 @@ pub struct Counts {
     pub executions_ended: usize,
     /// The most executions that were under way at once.
     pub most_at_once: usize,
+    /// Answers of decoupled models that passed their gate.
+    pub answers: usize,
 }
 
-/// One execution: whose, and the first four bytes of its first input as a little-endian number.
+/// One execution: whose, how large, and the first four bytes of its first input as a little-endian number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Executed {
     /// The model.
     pub model: String,
-    /// What tells its request from others.
+    /// What tells its request, the first of its batch, from others.
     pub tag: i32,
+    /// Inferences in it: the batch dimension of the first input, 1 where there is none.
+    pub items: u64,
 }
 
 /// The backend, and the test's hand on it. Clones are the same backend.
@@ -244,12 +255,15 @@ impl Drop for Ending<'_> {
 
 struct GatedModel {
     inner: Box<dyn Model>,
+    has_batches: bool,
     holds: u64,
     alive: Alive,
 }
 
 struct GatedInstance {
     inner: Box<dyn ModelInstance>,
+    signature: RuntimeSignature,
+    has_batches: bool,
     alive: Alive,
 }
 
@@ -266,6 +280,10 @@ impl Backend for Gated {
         &["holds_bytes"]
     }
 
+    fn streams(&self) -> bool {
+        true
+    }
+
     fn load(&self, files: &ModelFiles, config: &ModelConfig, device: DeviceId) -> Result<Box<dyn Model>> {
         let model = config.name.as_str();
         self.change(model, |known| known.counts.loads_begun += 1);
@@ -273,7 +291,8 @@ impl Backend for Gated {
         self.pass(model, Step::Load)?;
         let inner = Identity.load(files, config, device)?;
         let holds = config.parameters.get("holds_bytes").and_then(|text| text.parse().ok()).unwrap_or_default();
-        Ok(Box::new(GatedModel { inner, holds, alive: Alive::new(self, model, |counts| &mut counts.live_models) }))
+        let alive = Alive::new(self, model, |counts| &mut counts.live_models);
+        Ok(Box::new(GatedModel { inner, has_batches: config.max_batch_size > 0, holds, alive }))
     }
 }
 
@@ -286,7 +305,8 @@ impl Model for GatedModel {
         let Alive { gated, model, .. } = &self.alive;
         gated.pass(model, Step::Instance)?;
         let alive = Alive::new(gated, model, |counts| &mut counts.live_instances);
-        Ok(Box::new(GatedInstance { inner: self.inner.instance()?, alive }))
+        let signature = self.inner.signature().clone();
+        Ok(Box::new(GatedInstance { inner: self.inner.instance()?, signature, has_batches: self.has_batches, alive }))
     }
 
     fn memory(&self) -> ModelMemory {
@@ -294,20 +314,54 @@ impl Model for GatedModel {
     }
 }
 
+/// Notes an execution, which lasts until what this gives is dropped.
+fn begin<'a>(Alive { gated, model, .. }: &'a Alive, has_batches: bool, batch: &Batch<'_>) -> Ending<'a> {
+    let first = batch.inputs.first().map(|input| &input.tensor);
+    let data = first.map(|tensor| tensor.data().as_ref()).unwrap_or_default();
+    let tag = data.first_chunk::<4>().map_or(0, |bytes| i32::from_le_bytes(*bytes));
+    let dims = first.map(|tensor| tensor.shape().dims()).unwrap_or_default();
+    let items = dims.first().filter(|_| has_batches).map_or(1, |dim| dim.unsigned_abs());
+    gated.0.state.lock().order.push(Executed { model: model.clone(), tag, items });
+    gated.change(model, |known| {
+        let counts = &mut known.counts;
+        counts.executions_begun += 1;
+        counts.most_at_once = counts.most_at_once.max(counts.executions_begun - counts.executions_ended);
+    });
+    Ending { gated, model, count: |counts| &mut counts.executions_ended }
+}
+
 impl ModelInstance for GatedInstance {
     fn execute(&mut self, batch: &Batch<'_>) -> Result<Execution> {
-        let Alive { gated, model, .. } = &self.alive;
-        let data = batch.inputs.first().map(|input| input.tensor.data().as_ref()).unwrap_or_default();
-        let tag = data.first_chunk::<4>().map_or(0, |bytes| i32::from_le_bytes(*bytes));
-        gated.0.state.lock().order.push(Executed { model: model.clone(), tag });
-        gated.change(model, |known| {
-            let counts = &mut known.counts;
-            counts.executions_begun += 1;
-            counts.most_at_once = counts.most_at_once.max(counts.executions_begun - counts.executions_ended);
-        });
-        let _ending = Ending { gated, model, count: |counts| &mut counts.executions_ended };
-        gated.pass(model, Step::Execute)?;
+        let _ending = begin(&self.alive, self.has_batches, batch);
+        self.alive.gated.pass(&self.alive.model, Step::Execute)?;
         self.inner.execute(batch)
+    }
+
+    fn execute_stream(
+        &mut self,
+        batch: &Batch<'_>,
+        answer: &mut dyn FnMut(NamedTensors) -> ControlFlow<()>,
+    ) -> Result<Streamed> {
+        let _ending = begin(&self.alive, self.has_batches, batch);
+        let Alive { gated, model, .. } = &self.alive;
+        gated.pass(model, Step::Execute)?;
+        let compute_start = Instant::now();
+        for at in 0..batch.inputs.first().map_or(0, |input| input.tensor.element_count()) {
+            gated.pass(model, Step::Answer)?;
+            gated.change(model, |known| known.counts.answers += 1);
+            let mut outputs = NamedTensors::new();
+            for &index in batch.outputs {
+                let name = self.signature.outputs.get(index).map_or("", |output| output.name.as_str());
+                let tensor = batch.inputs.get(index).and_then(|input| element(&input.tensor, at));
+                let tensor =
+                    tensor.ok_or_else(|| Error::invalid("inputs of one length and no BYTES can be streamed"))?;
+                outputs.push(NamedTensor { name: name.into(), tensor });
+            }
+            if answer(outputs).is_break() {
+                break;
+            }
+        }
+        Ok(Streamed { compute_start, compute_end: Instant::now() })
     }
 }
 

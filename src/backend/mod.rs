@@ -9,6 +9,7 @@ pub mod gated;
 pub mod identity;
 pub mod onnxruntime;
 pub mod registry;
+pub mod repeat;
 pub mod runtime_paths;
 
 use std::ops::ControlFlow;

@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::artifact::{self, Everything, Format, HEAD, Limits};
-use crate::backend::{identity, onnxruntime};
+use crate::backend::{identity, onnxruntime, repeat};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::plan::{choose_versions, guess_backend};
 use crate::model_config::{self, ModelConfig, UnknownFields, VersionPolicy};
@@ -179,11 +179,12 @@ fn faults(tree: &ModelTree, config: &ModelConfig) -> Vec<String> {
                 }
             }
         }
-        onnxruntime::NAME | identity::NAME => {}
+        onnxruntime::NAME | identity::NAME | repeat::NAME => {}
         other => faults.push(format!(
-            "backend '{other}' is not offered, known are {} and {}",
+            "backend '{other}' is not offered, known are {}, {} and {}",
             onnxruntime::NAME,
-            identity::NAME
+            identity::NAME,
+            repeat::NAME
         )),
     }
     faults

@@ -117,6 +117,7 @@ impl LoadedVersion {
     /// Waits until the last handle is gone and frees the model, on a thread that may block.
     pub(super) async fn dispose(self: Arc<Self>, loader: &Loader) {
         self.pins.retire();
+        self.queue.hasten();
         self.pins.drained().await;
         let remains = self.queue.close().await;
         // Memory that comes back in the middle of a load would be counted for that one.
@@ -164,6 +165,12 @@ impl ModelHandle {
     #[must_use]
     pub const fn from(&self) -> Tier {
         self.from
+    }
+
+    /// The version alone, which may be out of memory when it is looked at.
+    #[must_use]
+    pub fn version(&self) -> Arc<LoadedVersion> {
+        Arc::clone(&self.version)
     }
 
     /// How long its load was waited for.

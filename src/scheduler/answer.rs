@@ -1,10 +1,14 @@
 //! How a request is answered: once, or, by a decoupled model, any number of times.
 
+use std::any::Any;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::NamedTensors;
@@ -12,8 +16,8 @@ use crate::inference::NamedTensors;
 /// Answers of a decoupled model that may wait for their reader.
 pub const WAITING_ANSWERS: usize = 16;
 
-/// How long a model waits for a reader of its answers before it gives up on it: it holds a thread of the device meanwhile.
-const READER_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a model waits for a reader that is behind before others who want the model go first.
+pub const READER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// One answer of several.
 #[derive(Debug)]
@@ -41,51 +45,135 @@ impl Reply {
         }
     }
 
-    /// Answers for good.
+    /// Answers for good, without waiting for anybody.
     pub(super) fn finish(self, result: Result<NamedTensors>) {
         match self {
             Self::One(sender) => {
                 // Who left has counted itself.
                 let _gone = sender.send(result);
             }
-            Self::Many(answers) => {
-                let _gone = answers.send(result.map(|outputs| Answer { outputs, last: true }));
-            }
+            Self::Many(answers) => answers.end(result.map(|_| ())),
         }
+    }
+}
+
+/// What the model and the reader of its answers both know of a request.
+#[derive(Default)]
+pub(super) struct Fate {
+    counted: AtomicBool,
+    /// How the model ended; empty while it runs, and for good where it never ran.
+    end: OnceLock<Result<()>>,
+    /// What lives until the model has ended or the reader has left, whichever comes first.
+    kept: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+impl Fate {
+    /// Whether the caller is the one to count the request: true once.
+    pub(super) fn claim(&self) -> bool {
+        !self.counted.swap(true, Ordering::Relaxed)
+    }
+
+    /// How the model ended.
+    pub(super) fn end(&self) -> Option<&Result<()>> {
+        self.end.get()
+    }
+
+    /// Lets go of what was kept.
+    pub(super) fn release(&self) {
+        let kept = self.kept.lock().take();
+        drop(kept);
     }
 }
 
 /// The answers of one decoupled request, on their way to its reader.
 pub(super) struct Answers {
-    sender: mpsc::Sender<Result<Answer>>,
+    sender: mpsc::Sender<NamedTensors>,
+    fate: Arc<Fate>,
     /// Of the reader, whose clock bounds the wait for it.
     runtime: Handle,
 }
 
-impl Answers {
-    /// A way for answers, and its other end.
-    pub(super) fn new(runtime: Handle) -> (Self, mpsc::Receiver<Result<Answer>>) {
-        let (sender, receiver) = mpsc::channel(WAITING_ANSWERS);
-        (Self { sender, runtime }, receiver)
-    }
+/// Why nobody reads an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// The reader has left.
+    Gone,
+    /// The reader is too far behind, and others want the model.
+    Behind,
+}
 
-    /// Hands one over, waiting for a reader that is behind. `Break` once nobody reads, with the error to count.
-    pub(super) fn send(&self, answer: Result<Answer>) -> ControlFlow<Error> {
-        let gone = || ControlFlow::Break(Error::new(ErrorKind::DeadlineExceeded, "the caller of the stream is gone"));
-        match self.sender.try_send(answer) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(mpsc::error::TrySendError::Closed(_)) => gone(),
-            Err(mpsc::error::TrySendError::Full(answer)) => {
-                let waiting = async { tokio::time::timeout(READER_PATIENCE, self.sender.send(answer)).await };
-                match self.runtime.block_on(waiting) {
-                    Ok(Ok(())) => ControlFlow::Continue(()),
-                    Ok(Err(_closed)) => gone(),
-                    Err(_elapsed) => ControlFlow::Break(Error::new(
-                        ErrorKind::DeadlineExceeded,
-                        format!("the caller read no answer for {} s: the stream is cut", READER_PATIENCE.as_secs()),
-                    )),
-                }
+/// How long a model waits for a reader that is behind.
+pub(super) struct Patience<'a> {
+    /// So long in any case.
+    pub(super) least: Duration,
+    /// And then until somebody else wants the model: another request, or an unload.
+    pub(super) is_wanted: &'a dyn Fn() -> bool,
+    /// Told when that may have become so.
+    pub(super) wanted: &'a Notify,
+}
+
+impl Patience<'_> {
+    async fn over(&self) {
+        tokio::time::sleep(self.least).await;
+        loop {
+            let changed = self.wanted.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if (self.is_wanted)() {
+                return;
             }
+            changed.await;
         }
     }
+}
+
+impl Answers {
+    /// A way for answers, its other end, and what both know. `kept` lives until the model has ended or the reader left.
+    pub(super) fn new(runtime: Handle, kept: Box<dyn Any + Send>) -> (Self, mpsc::Receiver<NamedTensors>, Arc<Fate>) {
+        let (sender, receiver) = mpsc::channel(WAITING_ANSWERS);
+        let fate = Arc::new(Fate { kept: Mutex::new(Some(kept)), ..Fate::default() });
+        (Self { sender, fate: Arc::clone(&fate), runtime }, receiver, fate)
+    }
+
+    /// Hands one over, waiting for a reader that is behind for as long as `patience` lasts.
+    pub(super) fn send(&self, outputs: NamedTensors, patience: &Patience<'_>) -> ControlFlow<Unread> {
+        let outputs = match self.sender.try_send(outputs) {
+            Ok(()) => return ControlFlow::Continue(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => return ControlFlow::Break(Unread::Gone),
+            Err(mpsc::error::TrySendError::Full(outputs)) => outputs,
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                place = self.sender.reserve() => match place {
+                    Ok(place) => {
+                        place.send(outputs);
+                        ControlFlow::Continue(())
+                    }
+                    Err(_closed) => ControlFlow::Break(Unread::Gone),
+                },
+                () = patience.over() => ControlFlow::Break(Unread::Behind),
+            }
+        })
+    }
+
+    /// Whether this end is to count the request.
+    pub(super) fn claim(&self) -> bool {
+        self.fate.claim()
+    }
+
+    /// Nothing more comes. The reader learns how it ended after the answers that still wait for it, however many those
+    /// are: the model is free at once.
+    pub(super) fn end(self, result: Result<()>) {
+        // Set once: this takes the answers.
+        let _set = self.fate.end.set(result);
+        self.fate.release();
+    }
+}
+
+/// What the reader of a stream is told that others could not wait for.
+pub(super) fn behind(least: Duration) -> Error {
+    let seconds = least.as_secs_f64();
+    let text = format!("no answer was read for {seconds} s while others waited for the model: the stream is cut");
+    Error::new(ErrorKind::DeadlineExceeded, text)
 }

@@ -1,8 +1,11 @@
 //! The threads of a device. They take turns with whichever queues have work, one batch a turn; whose turn it is, is
 //! `turns`' to say.
+//!
+//! A decoupled model may stream for minutes, and for most of them it waits: for its reader, or for what it streams. So a
+//! stream takes no thread from the others: while it runs a stand-in takes turns, and one of them ends when it does. There
+//! are never more of these than instances of decoupled models that run.
 
 use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -23,11 +26,21 @@ type Later = (Weak<ModelQueue>, usize);
 struct Ready {
     turns: Turns<Entry, Later>,
     stopping: bool,
+    /// Threads that have not ended.
+    alive: usize,
+    /// Those of them that do not run a stream.
+    taking_turns: usize,
 }
 
 struct Shared {
+    /// What its threads are called, before their number.
+    name: String,
+    /// How many take turns.
+    threads: usize,
     ready: Mutex<Ready>,
     work: Condvar,
+    /// A thread ended.
+    ended: Condvar,
     /// Places on the short way, where a quick model is run by the thread that decoded the request.
     short_ways: Semaphore,
 }
@@ -35,7 +48,6 @@ struct Shared {
 /// A device's threads; dropping it stops them after the turns they are in.
 pub struct Executor {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
 }
 
 /// A way to hand queues to an executor's threads.
@@ -58,21 +70,17 @@ impl Executor {
     /// `Internal` if the system refuses a thread.
     pub fn start_with(device: DeviceId, threads: usize, short_ways: usize, resources: Arc<Resources>) -> Result<Self> {
         let shared = Arc::new(Shared {
-            ready: Mutex::new(Ready { turns: Turns::new(resources), stopping: false }),
+            name: format!("exec-{device}"),
+            threads,
+            ready: Mutex::new(Ready { turns: Turns::new(resources), stopping: false, alive: 0, taking_turns: 0 }),
             work: Condvar::new(),
+            ended: Condvar::new(),
             short_ways: Semaphore::new(short_ways.min(Semaphore::MAX_PERMITS)),
         });
-        let mut executor = Self { shared: Arc::clone(&shared), threads: Vec::with_capacity(threads) };
-        for index in 0..threads {
-            let shared = Arc::clone(&shared);
-            let thread = std::thread::Builder::new()
-                .name(format!("exec-{device}-{index}"))
-                .spawn(move || {
-                    hasten_this_thread();
-                    take_turns(&shared);
-                })
+        let executor = Self { shared };
+        for _ in 0..threads {
+            start_thread(&executor.shared)
                 .map_err(|error| Error::internal("cannot start an executor thread").with_source(error))?;
-            executor.threads.push(thread);
         }
         Ok(executor)
     }
@@ -86,11 +94,11 @@ impl Executor {
 
 impl Drop for Executor {
     fn drop(&mut self) {
-        self.shared.ready.lock().stopping = true;
+        let mut ready = self.shared.ready.lock();
+        ready.stopping = true;
         self.shared.work.notify_all();
-        for thread in self.threads.drain(..) {
-            // A panic of the thread was reported when it happened.
-            let _panicked = thread.join();
+        while ready.alive > 0 {
+            self.shared.ended.wait(&mut ready);
         }
     }
 }
@@ -118,28 +126,79 @@ impl ExecutorHandle {
     }
 }
 
-/// A turn that is over.
-struct Ended {
-    entry: Entry,
-    share: Arc<Share>,
-    ran: Duration,
-    /// Whether the same is asked for again.
-    again: bool,
+/// A thread that lives; its end is told.
+struct Alive(Arc<Shared>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.ready.lock().alive -= 1;
+        self.0.ended.notify_all();
+    }
 }
 
-fn take_turns(shared: &Shared) {
+/// Starts a thread that takes turns.
+fn start_thread(shared: &Arc<Shared>) -> std::io::Result<()> {
+    let number = {
+        let mut ready = shared.ready.lock();
+        ready.alive += 1;
+        ready.taking_turns += 1;
+        ready.alive - 1
+    };
+    let alive = Alive(Arc::clone(shared));
+    let started = std::thread::Builder::new().name(format!("{}-{number}", shared.name)).spawn(move || {
+        hasten_this_thread();
+        take_turns(&alive.0);
+    });
+    if started.is_err() {
+        shared.ready.lock().taking_turns -= 1;
+    }
+    started.map(drop)
+}
+
+/// A turn that ended.
+struct Ended {
+    queue: Arc<ModelQueue>,
+    group: usize,
+    share: Arc<Share>,
+    ran: Duration,
+    /// Whether the same group wants another.
+    again: bool,
+    /// Whether somebody stood in meanwhile.
+    replaced: bool,
+}
+
+impl Ready {
+    /// Books a turn that ended; says whether others may go on now, and whether this thread is one too many.
+    fn settle(&mut self, ended: Ended, threads: usize) -> (bool, bool) {
+        let Ended { queue, group, share, ran, again, replaced } = ended;
+        let freed = self.turns.leave(&share, ran);
+        if again {
+            self.turns.enter((queue, group), &share);
+        }
+        if replaced {
+            self.taking_turns += 1;
+        }
+        let surplus = self.taking_turns > threads;
+        if surplus {
+            self.taking_turns -= 1;
+        }
+        (freed || (again && surplus), surplus)
+    }
+}
+
+fn take_turns(shared: &Arc<Shared>) {
     let mut after: Option<Ended> = None;
     loop {
-        let (entry, share) = {
+        let ((queue, group), turn, share) = {
             let mut ready = shared.ready.lock();
-            if let Some(Ended { entry, share, ran, again }) = after.take() {
-                let freed = ready.turns.leave(&share, ran);
-                if again {
-                    ready.turns.enter(entry, &share);
-                }
-                if freed {
-                    // Others may have waited for what this turn held.
+            if let Some(ended) = after.take() {
+                let (others, surplus) = ready.settle(ended, shared.threads);
+                if others {
+                    // They may have waited for what this turn held.
                     shared.work.notify_all();
+                }
+                if surplus {
+                    return;
                 }
             }
             loop {
@@ -147,12 +206,12 @@ fn take_turns(shared: &Shared) {
                     return;
                 }
                 match ready.turns.next(Instant::now()) {
-                    Next::Turn(entry, share) => break ((entry, Turn::Asked), share),
+                    Next::Turn(entry, share) => break (entry, Turn::Asked, share),
                     Next::Reminder((queue, group)) => {
                         if let Some(queue) = queue.upgrade() {
                             let share = queue.share(group);
                             if ready.turns.hold(&share) {
-                                break (((queue, group), Turn::Reminded), share);
+                                break ((queue, group), Turn::Reminded, share);
                             }
                             // What it needs is taken; it stands in line like any other.
                             queue.reminded(group);
@@ -166,9 +225,25 @@ fn take_turns(shared: &Shared) {
                 }
             }
         };
-        let ((queue, group), turn) = entry;
+        let replaced = queue.is_decoupled() && stand_in(shared);
         let start = Instant::now();
         let again = queue.turn(group, turn);
-        after = Some(Ended { entry: (queue, group), share, ran: start.elapsed(), again });
+        // What took nobody's turn costs none.
+        let ran = if replaced { Duration::ZERO } else { start.elapsed() };
+        after = Some(Ended { queue, group, share, ran, again, replaced });
+    }
+}
+
+/// Has another thread take turns in place of this one; whether there is one.
+fn stand_in(shared: &Arc<Shared>) -> bool {
+    // First, or another thread would think itself one too many.
+    shared.ready.lock().taking_turns -= 1;
+    match start_thread(shared) {
+        Ok(()) => true,
+        Err(error) => {
+            shared.ready.lock().taking_turns += 1;
+            tracing::warn!(%error, "no thread stands in for a stream: it holds one of the device's");
+            false
+        }
     }
 }

@@ -18,5 +18,6 @@ pub mod prompt;
 pub mod queue;
 mod run;
 pub mod sequence;
+pub mod stream;
 pub mod turns;
 pub mod work;

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 
-use super::answer::{Answer, Answers, Reply};
+use super::answer::{Answers, Patience, READER_PATIENCE, Reply};
 use super::batcher::{Admission, Batched, Batcher, Due, Entry, Next, Rejected, Rules};
 use super::budget::Budget;
 use super::executor::ExecutorHandle;
@@ -20,6 +20,7 @@ use super::layout::{Layout, Likeness};
 use super::order::{Order, Place};
 use super::run::Runner;
 use super::sequence::line::{SequenceLine, Sequencing};
+use super::stream::AnswerStream;
 use super::turns::Share;
 use super::work::Work;
 use crate::backend::{Model, ModelInstance};
@@ -43,7 +44,7 @@ pub struct Member {
 }
 
 /// How a model's requests are scheduled.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Scheduling {
     /// What waits, how long, and what runs together.
     pub rules: Rules,
@@ -55,6 +56,21 @@ pub struct Scheduling {
     pub decoupled: bool,
     /// How sequences are kept together, where requests come in sequences.
     pub sequences: Option<Sequencing>,
+    /// How long a reader of many answers may be behind while others want the model.
+    pub patience: Duration,
+}
+
+impl Default for Scheduling {
+    fn default() -> Self {
+        Self {
+            rules: Rules::default(),
+            layout: Layout::default(),
+            preserve_ordering: false,
+            decoupled: false,
+            sequences: None,
+            patience: READER_PATIENCE,
+        }
+    }
 }
 
 impl Scheduling {
@@ -73,7 +89,7 @@ impl Scheduling {
             layout: Layout::of(config),
             preserve_ordering: config.preserves_ordering(),
             decoupled: config.decoupled,
-            sequences: None,
+            ..Self::default()
         })
     }
 
@@ -125,6 +141,8 @@ struct State {
     reminder: Option<Instant>,
     /// Learns how long to wait for company, where the model says by when it must answer.
     budget: Option<Budget>,
+    /// Whether nobody waits for company any more.
+    is_hastened: bool,
 }
 
 /// What an executor is to be asked.
@@ -135,7 +153,7 @@ enum Ask {
 
 impl State {
     fn delay(&self, now: Instant) -> Duration {
-        let Some(batcher) = &self.batcher else { return Duration::ZERO };
+        let Some(batcher) = self.batcher.as_ref().filter(|_| !self.is_hastened) else { return Duration::ZERO };
         match (&self.budget, batcher.oldest()) {
             (Some(budget), Some(oldest)) => budget.delay(now, batcher.items(), oldest),
             _ => batcher.rules().delay,
@@ -195,6 +213,9 @@ pub struct ModelQueue {
     /// Whether a quick model may be run by the thread that decoded the request.
     may_run_here: bool,
     decoupled: bool,
+    patience: Duration,
+    /// Told when somebody may want what a stream holds.
+    wanted: Notify,
     /// Pinned by every execution, so that closing can wait for the last.
     running: PinCount,
     /// Requests given up that the batcher was not told of yet.
@@ -207,7 +228,7 @@ impl ModelQueue {
     /// # Errors
     /// Whatever the model says when it cannot make an instance.
     pub fn new(members: Vec<Member>, scheduling: Scheduling, statistics: Arc<ModelStatistics>) -> Result<Arc<Self>> {
-        let Scheduling { rules, layout, preserve_ordering, decoupled, sequences } = scheduling;
+        let Scheduling { rules, layout, preserve_ordering, decoupled, sequences, patience } = scheduling;
         // What a sequence leaves in an instance is of use to that one only.
         let members = if sequences.is_some() { one_by_one(members) } else { members };
         let mut groups = SmallVec::new();
@@ -241,13 +262,16 @@ impl ModelQueue {
         Ok(Arc::new(Self {
             may_run_here,
             sequences,
-            order: preserve_ordering.then(Mutex::default),
+            // The answers to two requests may mix: there is no order of theirs to keep.
+            order: (preserve_ordering && !decoupled).then(Mutex::default),
             runner,
-            state: Mutex::new(State { batcher, groups, instances, reminder: None, budget }),
+            state: Mutex::new(State { batcher, groups, instances, reminder: None, budget, is_hastened: false }),
             models: Mutex::new(members.iter().map(|member| Arc::clone(&member.model)).collect()),
             members: members.into_iter().map(|member| (member.executor, member.share)).collect(),
             rules,
             decoupled,
+            patience,
+            wanted: Notify::new(),
             running: PinCount::default(),
             given_up: AtomicUsize::new(0),
         }))
@@ -325,16 +349,41 @@ impl ModelQueue {
     }
 
     /// Queues the work of a decoupled model and gives its answers as they come. Dropping them withdraws what has not
-    /// begun, and tells the model that nobody reads any more.
+    /// begun, and tells the model that nobody reads any more. The work's deadline is that of its first answer. `kept`
+    /// lives until the model has ended or the reader has left.
     ///
     /// # Errors
     /// `Overloaded` if the queue is full, `NotReady` once closed.
-    pub fn infer_stream(self: &Arc<Self>, work: Work) -> Result<AnswerStream> {
+    pub fn infer_stream(self: &Arc<Self>, work: Work, kept: impl Send + 'static) -> Result<AnswerStream> {
         let arrived = work.arrived;
         let admission = self.admit(&work);
-        let (answers, receiver) = Answers::new(tokio::runtime::Handle::current());
+        let (answers, receiver, fate) = Answers::new(tokio::runtime::Handle::current(), Box::new(kept));
         self.enqueue(work, admission, Reply::Many(answers))?;
-        Ok(AnswerStream { receiver, queue: Arc::clone(self), arrived, is_over: false })
+        self.wanted.notify_waiters();
+        Ok(AnswerStream::new((receiver, fate), Arc::clone(self), arrived, admission.reject_at))
+    }
+
+    /// A caller that was not answered left; the batcher is told when it next looks.
+    pub(super) fn one_gave_up(&self) {
+        self.given_up.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Lets nothing wait for company any more, and no stream for a reader that is far behind: the model or the server is
+    /// on its way out.
+    pub fn hasten(self: &Arc<Self>) {
+        self.state.lock().is_hastened = true;
+        self.wanted.notify_waiters();
+        loop {
+            let ask = self.state.lock().ask(Instant::now());
+            let Some(ask) = ask else { return };
+            self.carry_out(ask);
+        }
+    }
+
+    /// Whether somebody waits for what a stream holds.
+    fn is_wanted(&self) -> bool {
+        let state = self.state.lock();
+        state.is_hastened || state.batcher.as_ref().is_some_and(|batcher| !batcher.is_empty())
     }
 
     /// Where the work stands: its own deadline and its priority's are one.
@@ -544,7 +593,6 @@ impl ModelQueue {
         batch: Vec<Entry<Job>>,
         group: usize,
     ) -> Option<Box<dyn ModelInstance>> {
-        let replace = |broken| self.replace(broken, group);
         if self.decoupled {
             let mut instance = Some(instance);
             for Entry { request, queued, .. } in batch {
@@ -552,10 +600,11 @@ impl ModelQueue {
                     self.answer(request, Err(no_instance()));
                     continue;
                 };
-                instance = self.runner.run_stream(running, request.work, queued, request.reply, &replace);
+                instance = self.stream(running, request, queued, group);
             }
             return instance;
         }
+        let replace = |broken| self.replace(broken, group);
         let (jobs, queued): (SmallVec<[Job; 8]>, SmallVec<[Instant; 8]>) =
             batch.into_iter().map(|entry| (entry.request, entry.queued)).unzip();
         let (left, results) = {
@@ -567,6 +616,21 @@ impl ModelQueue {
             self.answer(job, result);
         }
         left
+    }
+
+    /// Runs the request of a decoupled model, whose answers go where they are read.
+    pub(super) fn stream(
+        &self,
+        instance: Box<dyn ModelInstance>,
+        job: Job,
+        queued: Instant,
+        group: usize,
+    ) -> Option<Box<dyn ModelInstance>> {
+        let is_wanted = || self.is_wanted();
+        let patience = Patience { least: self.patience, is_wanted: &is_wanted, wanted: &self.wanted };
+        let replace = |broken| self.replace(broken, group);
+        let Job { work, reply, .. } = job;
+        self.runner.run_stream(instance, (&work, queued), reply, &patience, &replace)
     }
 
     /// Answers a request, after those before it where answers leave in order.
@@ -639,44 +703,6 @@ impl ModelQueue {
     }
 }
 
-/// The answers of a decoupled model to one request.
-pub struct AnswerStream {
-    receiver: mpsc::Receiver<Result<Answer>>,
-    queue: Arc<ModelQueue>,
-    arrived: Instant,
-    is_over: bool,
-}
-
-impl AnswerStream {
-    /// The next answer; `None` after the last.
-    pub fn poll_next(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<Option<Result<Answer>>> {
-        if self.is_over {
-            return std::task::Poll::Ready(None);
-        }
-        let next = std::task::ready!(self.receiver.poll_recv(context));
-        let next = next.unwrap_or_else(|| Err(unloaded()));
-        self.is_over = match &next {
-            Ok(answer) => answer.last,
-            Err(error) => {
-                if error.kind() == ErrorKind::DeadlineExceeded {
-                    self.queue.statistics().record_failure(FailureReason::Rejected, self.arrived.elapsed());
-                }
-                true
-            }
-        };
-        std::task::Poll::Ready(Some(next))
-    }
-}
-
-impl Drop for AnswerStream {
-    fn drop(&mut self) {
-        if !self.is_over {
-            self.queue.given_up.fetch_add(1, Ordering::Relaxed);
-            self.queue.statistics().record_failure(FailureReason::Canceled, self.arrived.elapsed());
-        }
-    }
-}
-
 /// Each instance as a member of its own.
 fn one_by_one(members: Vec<Member>) -> Vec<Member> {
     let each = members.into_iter().flat_map(|member| {
@@ -700,7 +726,7 @@ pub(super) fn unloaded() -> Error {
     Error::not_ready("the model was unloaded before the request ran")
 }
 
-fn deadline_exceeded() -> Error {
+pub(super) fn deadline_exceeded() -> Error {
     Error::new(ErrorKind::DeadlineExceeded, "the request's deadline passed before it could be answered")
 }
 

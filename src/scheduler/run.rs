@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::answer::{Answer, Reply};
+use super::answer::{Patience, Reply, Unread, behind};
 use super::layout::Layout;
 use super::prompt::{LIMIT, Promptness};
 use super::queue::no_instance;
@@ -146,13 +146,14 @@ impl Runner {
         }
     }
 
-    /// Runs one request of a decoupled model, whose answers go to its reader as they come.
+    /// Runs one request of a decoupled model, whose answers go to its reader as they come, and counts it unless the reader
+    /// has left, who counts itself.
     pub(super) fn run_stream(
         &self,
         mut instance: Instance,
-        work: Work,
-        queued: Instant,
+        (work, queued): (&Work, Instant),
         reply: Reply,
+        patience: &Patience<'_>,
         replace: Replace<'_>,
     ) -> Option<Instance> {
         let answers = match reply {
@@ -166,12 +167,14 @@ impl Runner {
         let batch = Batch { inputs: &work.inputs, outputs: &work.outputs };
         let mut unread = None;
         let executed = catch_unwind(AssertUnwindSafe(|| {
-            instance.execute_stream(&batch, &mut |outputs| match answers.send(Ok(Answer { outputs, last: false })) {
-                ControlFlow::Continue(()) => ControlFlow::Continue(()),
-                ControlFlow::Break(error) => {
-                    unread = Some(error);
-                    ControlFlow::Break(())
+            instance.execute_stream(&batch, &mut |outputs| {
+                // Once broken off, it stays so: nobody waits twice for one reader.
+                if unread.is_none()
+                    && let ControlFlow::Break(reason) = answers.send(outputs, patience)
+                {
+                    unread = Some(reason);
                 }
+                if unread.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })
         }));
         let end = Instant::now();
@@ -188,20 +191,20 @@ impl Runner {
                 (renew(instance, replace), Err(Error::internal("the model instance panicked")))
             }
         };
-        match (result, unread) {
-            // Who left has counted itself.
-            (_, Some(error)) => {
-                let _gone = answers.send(Err(error));
-            }
-            (Ok(()), None) => {
-                self.record_success(&work, queued, start, end);
-                let _gone = answers.send(Ok(Answer { outputs: NamedTensors::new(), last: true }));
-            }
-            (Err(error), None) => {
-                self.record_failure(&work, end);
-                let _gone = answers.send(Err(error));
+        let (failure, result) = match (unread, result) {
+            (Some(Unread::Behind), _) => (Some(FailureReason::Canceled), Err(behind(patience.least))),
+            (_, Err(error)) => (Some(FailureReason::Backend), Err(error)),
+            (_, Ok(())) => (None, Ok(())),
+        };
+        if answers.claim() {
+            match failure {
+                None => self.record_success(work, queued, start, end),
+                Some(reason) => {
+                    self.statistics.record_failure(reason, end.saturating_duration_since(work.arrived));
+                }
             }
         }
+        answers.end(result);
         instance
     }
 

@@ -1,6 +1,7 @@
 //! The answers to one request, as they come.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use compact_str::CompactString;
@@ -9,17 +10,35 @@ use futures_util::Stream;
 use super::prepare::restore_shapes;
 use crate::error::Result;
 use crate::inference::InferenceResponse;
-use crate::lifecycle::handle::ModelHandle;
-use crate::scheduler::queue::AnswerStream;
+use crate::lifecycle::handle::LoadedVersion;
+use crate::scheduler::answer::Answer;
+use crate::scheduler::stream::AnswerStream;
 
 /// The answers to one request: exactly one, with `last` set, from most models; from decoupled ones any number as they are
 /// produced, then one with `last` set, which holds no outputs where the model ended without more to say. An error is the
-/// last item. Dropping it cancels what is still to come; the model is held until then.
+/// last item. Dropping it cancels what is still to come. At most [`crate::scheduler::answer::WAITING_ANSWERS`] wait in it;
+/// the model then waits for its reader.
 pub struct Responses(Kind);
 
 enum Kind {
     Single(Option<Box<InferenceResponse>>),
-    Many { answers: AnswerStream, model: ModelHandle, id: CompactString },
+    Many(Many),
+    Over,
+}
+
+struct Many {
+    answers: AnswerStream,
+    model: Arc<LoadedVersion>,
+    id: CompactString,
+}
+
+impl Many {
+    fn response(&self, answer: Answer) -> Result<InferenceResponse> {
+        let mut outputs = answer.outputs;
+        restore_shapes(&self.model, &mut outputs)?;
+        let (model, id) = (self.model.id.clone(), self.id.clone());
+        Ok(InferenceResponse { model, id, parameters: Vec::new(), outputs, last: answer.last })
+    }
 }
 
 impl Responses {
@@ -27,8 +46,8 @@ impl Responses {
         Self(Kind::Single(Some(Box::new(response))))
     }
 
-    pub(super) const fn many(answers: AnswerStream, model: ModelHandle, id: CompactString) -> Self {
-        Self(Kind::Many { answers, model, id })
+    pub(super) const fn many(answers: AnswerStream, model: Arc<LoadedVersion>, id: CompactString) -> Self {
+        Self(Kind::Many(Many { answers, model, id }))
     }
 }
 
@@ -38,15 +57,15 @@ impl Stream for Responses {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         match &mut self.0 {
             Kind::Single(response) => Poll::Ready(response.take().map(|response| Ok(*response))),
-            Kind::Many { answers, model, id } => {
-                let Some(answer) = ready!(answers.poll_next(context)) else { return Poll::Ready(None) };
-                Poll::Ready(Some(answer.and_then(|answer| {
-                    let mut outputs = answer.outputs;
-                    restore_shapes(model, &mut outputs)?;
-                    let (model, id) = (model.id.clone(), id.clone());
-                    Ok(InferenceResponse { model, id, parameters: Vec::new(), outputs, last: answer.last })
-                })))
+            Kind::Many(many) => {
+                let next = ready!(many.answers.poll_next(context));
+                let next = next.map(|answer| answer.and_then(|answer| many.response(answer)));
+                if !matches!(&next, Some(Ok(InferenceResponse { last: false, .. }))) {
+                    self.0 = Kind::Over;
+                }
+                Poll::Ready(next)
             }
+            Kind::Over => Poll::Ready(None),
         }
     }
 }

@@ -7,6 +7,7 @@ use roundhouse::backend::conformance::{Case, backend_conformance};
 use roundhouse::backend::gated::Gated;
 use roundhouse::backend::identity::Identity;
 use roundhouse::backend::onnxruntime::OnnxRuntime;
+use roundhouse::backend::repeat::Repeat;
 use roundhouse::backend::runtime_paths::onnxruntime_path;
 use roundhouse::backend::{Backend, Batch, Execution, Model, ModelFiles, ModelInstance};
 use roundhouse::config::default_runtime_dir;
@@ -60,6 +61,7 @@ fn two_of_them(backend: &str) -> Case<'static> {
         inputs: vec![named("x", numbers()), named("s", strings())],
         outputs: vec![numbers(), strings()],
         empty: Some(vec![named("x", tensor::<f32>(&[0], Vec::new())), named("s", none())]),
+        many: None,
         alive: None,
     }
 }
@@ -74,6 +76,57 @@ fn the_gated_fake_does_what_a_backend_must() {
     let gated = Gated::default();
     let alive = || gated.alive();
     backend_conformance(&gated, &Case { alive: Some(&alive), ..two_of_them("gated") }).unwrap();
+}
+
+/// Numbers that come back one by one.
+fn one_by_one(backend: &str) -> Case<'static> {
+    let number = |name| format!("{{ name: \"{name}\" data_type: TYPE_INT16 dims: [ -1 ] }}");
+    let text = format!(
+        "name: \"m\" backend: \"{backend}\" model_transaction_policy {{ decoupled: true }}
+         input {} output {}",
+        number("x"),
+        number("y")
+    );
+    let some = |values: &[i16]| tensor(&[i64::try_from(values.len()).unwrap()], values.to_vec());
+    Case {
+        files: files("identity", 1),
+        config: parse(&text, UnknownFields::Deny).unwrap().config,
+        inputs: vec![named("x", some(&[-7]))],
+        outputs: vec![some(&[-7])],
+        empty: Some(vec![named("x", some(&[]))]),
+        many: Some(vec![named("x", some(&[1, 2, 3]))]),
+        alive: None,
+    }
+}
+
+#[test]
+fn the_gated_fake_streams_as_a_backend_must() {
+    let gated = Gated::default();
+    let alive = || gated.alive();
+    backend_conformance(&gated, &Case { alive: Some(&alive), ..one_by_one("gated") }).unwrap();
+}
+
+#[test]
+fn repeat_does_what_a_backend_must() {
+    let inputs = |values: &[i32]| {
+        let length = i64::try_from(values.len()).unwrap();
+        let delays = tensor(&[length], vec![0_u32; values.len()]);
+        vec![
+            named("IN", tensor(&[length], values.to_vec())),
+            named("DELAY", delays),
+            named("WAIT", tensor(&[1], vec![0_u32])),
+        ]
+    };
+    let case = Case {
+        files: files("repeat", 1),
+        config: config("repeat"),
+        inputs: inputs(&[-7]),
+        outputs: vec![tensor(&[1], vec![-7_i32]), tensor(&[1], vec![0_u32])],
+        empty: Some(inputs(&[])),
+        many: Some(inputs(&[1, 2, 3])),
+        alive: None,
+    };
+    backend_conformance(&Repeat, &case).unwrap();
 }
 
 #[test]
@@ -94,6 +147,7 @@ fn onnxruntime_does_what_a_backend_must() {
         inputs: vec![named("INPUT0", tensor(&[1, 16], row)), named("INPUT1", tensor(&[1, 16], twos))],
         outputs: vec![tensor(&[1, 16], sum), tensor(&[1, 16], difference)],
         empty: Some(vec![named("INPUT0", empty()), named("INPUT1", empty())]),
+        many: None,
         alive: None,
     };
     backend_conformance(&onnxruntime, &add_sub).unwrap();
@@ -105,6 +159,7 @@ fn onnxruntime_does_what_a_backend_must() {
             inputs: vec![named("x", tensor(&[3], vec![1.0_f32, -2.0, 0.5]))],
             outputs: vec![tensor(&[3], vec![factor, -2.0 * factor, 0.5 * factor])],
             empty: Some(vec![named("x", tensor::<f32>(&[0], Vec::new()))]),
+            many: None,
             alive: None,
         };
         backend_conformance(&onnxruntime, &scale).unwrap();
@@ -120,6 +175,7 @@ fn onnxruntime_does_what_a_backend_must() {
             Tensor::new(roundhouse::tensor::DataType::Bool, Shape::new(&[2]), vec![0, 1].into()).unwrap(),
         ],
         empty: None,
+        many: None,
         alive: None,
     };
     backend_conformance(&onnxruntime, &text).unwrap();

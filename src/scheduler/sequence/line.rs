@@ -455,7 +455,6 @@ impl Running {
             queue.answer(job, Err(no_instance()));
             return None;
         };
-        let replace = |broken| queue.replace(broken, lane);
-        queue.runner().run_stream(instance, job.work, self.queued, job.reply, &replace)
+        queue.stream(instance, job, self.queued, lane)
     }
 }
