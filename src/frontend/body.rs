@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::Stream;
 use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, EXPECT};
 use http_body::{Body as _, Frame, SizeHint};
@@ -45,13 +47,24 @@ pub struct BodyLimits {
     pub flag: &'static str,
 }
 
-/// A response body: pieces, written in order with gathered writes.
-#[derive(Debug, Default)]
+/// A response body: pieces, written in order with gathered writes, then what is still being made.
+#[derive(Default)]
 pub struct Body {
     pieces: VecDeque<Bytes>,
     left: u64,
     /// Held until the connection has taken all of it.
     sending: Option<Sending>,
+    rest: Option<Rest>,
+}
+
+/// Pieces that come one by one.
+type Rest = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut body = f.debug_struct("Body");
+        body.field("pieces", &self.pieces).field("left", &self.left).field("streams", &self.rest.is_some()).finish()
+    }
 }
 
 impl Body {
@@ -66,12 +79,25 @@ impl Body {
     pub fn pieces(pieces: impl IntoIterator<Item = Bytes>) -> Self {
         let pieces: VecDeque<_> = pieces.into_iter().filter(|piece| !piece.is_empty()).collect();
         let left = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Self { pieces, left, sending: None }
+        Self { pieces, left, sending: None, rest: None }
     }
 
     /// Has the request's trace say when it has left.
     pub fn trace(&mut self, sending: Sending) {
         self.sending = Some(sending);
+    }
+
+    /// The body with each piece that is there already in another form.
+    #[must_use]
+    pub fn map(self, form: impl FnMut(Bytes) -> Bytes) -> Self {
+        let Self { pieces, rest, sending, .. } = self;
+        Self { rest, sending, ..Self::pieces(pieces.into_iter().map(form)) }
+    }
+
+    /// Pieces as they come, none of them made before the one before it was taken. Each is sent at once.
+    #[must_use]
+    pub fn streamed(pieces: impl Stream<Item = Bytes> + Send + 'static) -> Self {
+        Self { rest: Some(Box::pin(pieces)), ..Self::default() }
     }
 }
 
@@ -79,20 +105,28 @@ impl http_body::Body for Body {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let piece = self.pieces.pop_front();
-        if let Some(piece) = &piece {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Some(piece) = self.pieces.pop_front() {
             self.left -= piece.len() as u64;
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+        let piece = ready!(rest.as_mut().poll_next(context));
+        if piece.is_none() {
+            self.rest = None;
         }
         Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.pieces.is_empty()
+        self.pieces.is_empty() && self.rest.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
+        if self.rest.is_none() { SizeHint::with_exact(self.left) } else { SizeHint::default() }
     }
 }
 

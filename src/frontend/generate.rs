@@ -117,32 +117,49 @@ fn deduce_shape(dims: &[i64], count: usize) -> Option<Shape> {
 /// `Internal` for an output that has no such form.
 pub fn write_members(response: &InferenceResponse) -> Result<Vec<u8>> {
     let mut json = Vec::with_capacity(256);
+    append_members(&mut json, response)?;
+    Ok(json)
+}
+
+/// The answer as a server-sent event.
+///
+/// # Errors
+/// As [`write_members`].
+pub fn write_event(response: &InferenceResponse) -> Result<Vec<u8>> {
+    let mut event = Vec::with_capacity(256);
+    event.extend_from_slice(b"data: ");
+    append_members(&mut event, response)?;
+    event.extend_from_slice(b"\n\n");
+    Ok(event)
+}
+
+fn append_members(json: &mut Vec<u8>, response: &InferenceResponse) -> Result<()> {
     let key = |json: &mut Vec<u8>, name: &str, first: bool| {
         json.extend_from_slice(if first { b"{" } else { b"," });
         strings::write_string(json, name);
         json.push(b':');
     };
-    key(&mut json, "model_name", true);
-    strings::write_string(&mut json, &response.model.name);
-    key(&mut json, "model_version", false);
-    strings::write_string(&mut json, &response.model.version.to_string());
+    key(json, "model_name", true);
+    strings::write_string(json, &response.model.name);
+    key(json, "model_version", false);
+    strings::write_string(json, &response.model.version.to_string());
     if !response.id.is_empty() {
-        key(&mut json, "id", false);
-        strings::write_string(&mut json, &response.id);
+        key(json, "id", false);
+        strings::write_string(json, &response.id);
     }
     for output in &response.outputs {
-        key(&mut json, &output.name, false);
+        key(json, &output.name, false);
         let bare = output.tensor.element_count() == 1;
         if !bare {
             json.push(b'[');
         }
-        tensor_json::write_elements(&mut json, &output.name, &output.tensor)?;
+        tensor_json::write_elements(json, &output.name, &output.tensor)?;
         if !bare {
             json.push(b']');
         }
     }
     json.push(b'}');
-    Ok(json)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub mod body;
 pub mod classification;
 pub mod compression;
 pub mod config_json;
+pub mod events;
 pub mod generate;
 pub mod json;
 pub mod kserve_grpc;

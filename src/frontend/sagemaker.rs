@@ -194,8 +194,7 @@ impl Inner {
         let arrived = payload.arrived;
         let deadline = body::deadline(arrived, None, headers, self.limits.timeout);
         let handle = self.server.model(&name, None, deadline).await?;
-        let encoding = Encoding::for_response(headers);
-        let mut response = self.invoke(handle, payload, headers, arrived, encoding).await?;
+        let mut response = self.invoke(handle, payload, headers, arrived, false).await?;
         if let Some(attributes) = attributes {
             response.headers_mut().insert(CUSTOM_ATTRIBUTES, attributes);
         }

@@ -23,6 +23,17 @@ pub async fn decode(body: Bytes, header_length: Option<usize>, limits: &Limits) 
     off_the_io_threads(true, move || tensor_json::decode_request(body, header_length, &limits)).await
 }
 
+/// Where there is room for one answer, a model with any number of them has no place.
+///
+/// # Errors
+/// `Unsupported` for a decoupled model, in Triton's words.
+pub fn refuse_decoupled(handle: &ModelHandle) -> Result<()> {
+    if handle.config.decoupled {
+        return Err(Error::unsupported("HTTP end point doesn't support models with decoupled transaction policy"));
+    }
+    Ok(())
+}
+
 /// Reads a body that is the one input of a model, a batch of one where it has batches.
 ///
 /// # Errors

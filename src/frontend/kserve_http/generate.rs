@@ -4,21 +4,22 @@ use std::time::Instant;
 
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
-use http::HeaderValue;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 
+use super::super::body::Body;
+use super::super::events::{self, Events};
 use super::super::generate::{Members, write_members};
 use super::super::provenance::Provenance;
 use super::super::status::Failure;
 use super::super::tensor_body::{LARGE_JSON, off_the_io_threads};
-use super::super::tensor_json;
 use super::super::trace_headers::caller;
 use super::{Kserve, json as document};
 use crate::error::{Error, Result};
 use crate::inference::Version;
+use crate::server::responses::Responses;
 use crate::telemetry::trace::activity::Activity;
 
-/// `POST .../generate`, or with `stream` `.../generate_stream`, whose one answer comes as a server-sent event.
+/// `POST .../generate`, or with `stream` `.../generate_stream`, whose answers come as server-sent events.
 pub(super) async fn generate(
     kserve: &Kserve,
     name: &str,
@@ -47,24 +48,30 @@ pub(super) async fn generate(
     let mut inference = members.request;
     inference.deadline = kserve.deadline(arrived, members.timeout, &headers);
     inference.trace = trace;
-    let answered = kserve.server().infer(&handle, inference, arrived).await;
-    if !stream {
-        let mut response = document(write_members(&answered?)?);
-        provenance.write(response.headers_mut());
-        return Ok(response);
-    }
-    // An error before the first event keeps its status; only the form is the stream's.
-    let (status, event) = match answered.and_then(|response| write_members(&response)) {
-        Ok(event) => (http::StatusCode::OK, event),
-        Err(error) => {
-            let failed = Failure(error.clone()).into_response();
-            (failed.status(), tensor_json::encode_error(&error.report(), error.kind().code()).to_vec())
-        }
-    };
-    let text = [b"data: ", event.as_slice(), b"\n\n"].concat();
-    let mut response = Response::new(axum::body::Body::from(text));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    let answers = kserve.server().infer_stream(handle, inference, arrived).await;
+    let mut response = if stream { as_events(answers).await } else { document(as_one(answers).await?) };
     provenance.write(response.headers_mut());
     Ok(response)
+}
+
+async fn as_one(answers: Result<Responses>) -> Result<Vec<u8>> {
+    write_members(&events::exactly_one(answers?).await?)
+}
+
+async fn as_events(answers: Result<Responses>) -> Response {
+    let begun = match answers {
+        Ok(answers) => Events::begin(answers).await,
+        Err(error) => Err(error),
+    };
+    let mut response = match begun {
+        Ok(events) => Response::new(axum::body::Body::new(Body::streamed(events.into_text()))),
+        // An error before the first event keeps its status and headers; only the form is the stream's.
+        Err(error) => {
+            let mut failed = Failure(error.clone()).into_response();
+            failed.headers_mut().remove(CONTENT_LENGTH);
+            failed.map(|_| axum::body::Body::from(events::error_event(&error)))
+        }
+    };
+    response.headers_mut().insert(CONTENT_TYPE, events::CONTENT_TYPE);
+    response
 }

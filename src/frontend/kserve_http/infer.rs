@@ -120,6 +120,7 @@ impl Kserve {
             decoded.request.deadline = deadline;
             (self.server().model(name, version, deadline).await?, decoded)
         };
+        tensor_body::refuse_decoupled(&handle)?;
         let places =
             shared_tensors::take(self.server().shared_memory(), &mut decoded, self.0.limits.body_bytes).await?;
         decoded.request.trace.clone_from(trace);

@@ -5,10 +5,11 @@
 use aws_smithy_eventstream::frame::write_message_to;
 use aws_smithy_types::event_stream::{Header, HeaderValue, Message};
 use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, StreamExt};
 use http::header;
 use serde_json::{Map, Value};
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 
 /// The content type of a stream of frames.
 pub const CONTENT_TYPE: header::HeaderValue = header::HeaderValue::from_static("application/vnd.amazon.eventstream");
@@ -71,6 +72,14 @@ pub fn payload_part(mut bytes: Bytes) -> Bytes {
         write(("event", ":event-type", "PayloadPart"), "application/octet-stream", part, &mut stream);
     }
     stream.freeze()
+}
+
+/// Parts as they come; an error, which ends them, as the exception that clients know.
+pub fn framed(parts: impl Stream<Item = Result<Bytes>> + Send + 'static) -> impl Stream<Item = Bytes> + Send + 'static {
+    parts.map(|part| match part {
+        Ok(bytes) => payload_part(bytes),
+        Err(error) => stream_error(StreamCode::of(&error), &error.report()),
+    })
 }
 
 /// The error that ends a stream.

@@ -10,18 +10,19 @@ use hyper::body::Incoming;
 
 use super::super::body::{self, Body, BodyLimits};
 use super::super::compression::{self, Encoding};
+use super::super::events::{self, Events};
 use super::super::generate::{Members, write_members};
 use super::super::provenance::Provenance;
 use super::super::shared_tensors;
 use super::super::tensor_body::{self, LARGE_JSON, off_the_io_threads};
 use super::super::tensor_json::DecodedRequest;
 use super::super::trace_headers::{Sending, caller};
-use super::Inner;
 use super::content_type::{self, Layout};
+use super::{Inner, event_stream};
 use crate::config::sagemaker::InferenceType;
 use crate::error::{Error, Result};
-use crate::inference::InferenceResponse;
 use crate::lifecycle::handle::ModelHandle;
+use crate::server::responses::Responses;
 use crate::telemetry::trace::activity::Activity;
 use crate::telemetry::trace::record::Trace;
 
@@ -98,17 +99,18 @@ impl Inner {
         Ok(Payload { bytes, layout, arrived, trace: None })
     }
 
-    /// Runs the model over a payload; its time is counted from `since`.
+    /// Runs the model over a payload; its time is counted from `since`. With `framed` the answer comes in the frames of an
+    /// event stream, which are not compressed.
     ///
     /// # Errors
-    /// As the model, or reading the payload, fails.
+    /// As the model, or reading the payload, fails before there is anything of an answer.
     pub(super) async fn invoke(
         &self,
         handle: ModelHandle,
         mut payload: Payload,
         headers: &HeaderMap,
         since: Instant,
-        encoding: Encoding,
+        framed: bool,
     ) -> Result<http::Response<Body>> {
         let trace = self.server.sample(&handle.id.name, || caller(headers), payload.arrived);
         if let Some(trace) = &trace {
@@ -116,19 +118,31 @@ impl Inner {
             trace.mark(Activity::HttpRecvEnd, Instant::now());
         }
         payload.trace.clone_from(&trace);
+        let encoding = if framed { Encoding::Identity } else { Encoding::for_response(headers) };
+        let provenance = Provenance::of(&handle);
         let mut response = match handle.inference_type.unwrap_or(self.config.inference_type) {
-            InferenceType::Infer => self.infer(&handle, payload, headers, since, encoding).await?,
+            InferenceType::Infer => {
+                let answered = self.infer(&handle, payload, headers, since, encoding).await?;
+                drop(handle);
+                in_frames(answered, framed)
+            }
             InferenceType::Generate => {
-                let text = self.generate(&handle, payload, headers, since).await?;
-                document(text.into(), HeaderValue::from_static("application/json"))
+                let answers = self.generate(handle, payload, headers, since).await?;
+                let text = write_members(&events::exactly_one(answers).await?)?;
+                in_frames(document(text.into(), HeaderValue::from_static("application/json")), framed)
             }
             InferenceType::GenerateStream => {
-                let text = self.generate(&handle, payload, headers, since).await?;
-                let event = [b"data: ", text.as_slice(), b"\n\n"].concat();
-                document(event.into(), HeaderValue::from_static("text/event-stream; charset=utf-8"))
+                let events = Events::begin(self.generate(handle, payload, headers, since).await?).await?;
+                let body = match framed {
+                    true => Body::streamed(event_stream::framed(events.events())),
+                    false => Body::streamed(events.into_text()),
+                };
+                let mut response = http::Response::new(body);
+                response.headers_mut().insert(CONTENT_TYPE, events::CONTENT_TYPE);
+                response
             }
         };
-        Provenance::of(&handle).write(response.headers_mut());
+        provenance.write(response.headers_mut());
         if let Some(trace) = trace {
             response.body_mut().trace(Sending::start(trace));
         }
@@ -143,6 +157,7 @@ impl Inner {
         since: Instant,
         encoding: Encoding,
     ) -> Result<http::Response<Body>> {
+        tensor_body::refuse_decoupled(handle)?;
         let Payload { bytes, layout, arrived, trace } = payload;
         let mut decoded = match layout {
             Layout::Binary(0) => tensor_body::decode_raw(handle, bytes)?,
@@ -173,11 +188,11 @@ impl Inner {
 
     async fn generate(
         &self,
-        handle: &ModelHandle,
+        handle: ModelHandle,
         payload: Payload,
         headers: &HeaderMap,
         since: Instant,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<Responses> {
         let Payload { bytes, layout, arrived, trace } = payload;
         if layout != Layout::Json {
             return Err(Error::invalid("binary tensors are for the inference type infer: send JSON to generate"));
@@ -189,8 +204,7 @@ impl Inner {
         let mut request = members.request;
         request.deadline = body::deadline(since, members.timeout, headers, self.limits.timeout);
         request.trace = trace;
-        let response: InferenceResponse = self.server.infer(handle, request, arrived).await?;
-        write_members(&response)
+        self.server.infer_stream(handle, request, arrived).await
     }
 }
 
@@ -203,6 +217,10 @@ fn check_object(bytes: &[u8]) -> Result<()> {
              tensors behind it",
         )),
     }
+}
+
+fn in_frames(answered: http::Response<Body>, framed: bool) -> http::Response<Body> {
+    if framed { answered.map(|body| body.map(event_stream::payload_part)) } else { answered }
 }
 
 /// An answer that is made already.

@@ -9,14 +9,12 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::super::body::{self, Body};
-use super::super::compression::Encoding;
 use super::failure::{Code, ServiceError};
 use super::invoke::Unreadable;
 use super::route::Route;
@@ -119,12 +117,10 @@ impl Inner {
             Unreadable::Failed(error) => too_large_or(&error),
         })?;
         let handle = self.handle_on(&name, headers).await?;
-        // A stream's frames are not compressed.
-        let encoding = if stream { Encoding::Identity } else { Encoding::for_response(headers) };
         // Waiting for the load had a limit of its own.
-        let answered = self.invoke(handle, payload, headers, Instant::now(), encoding).await;
+        let answered = self.invoke(handle, payload, headers, Instant::now(), stream).await;
         let answered = answered.map_err(|error| ServiceError::of(&error))?;
-        let mut response = if stream { streamed(answered).await? } else { answered };
+        let mut response = if stream { streamed(answered) } else { answered };
         let answer = response.headers_mut();
         answer.insert(INVOKED_VARIANT, headers.get(TARGET_VARIANT).cloned().unwrap_or(ALL_TRAFFIC));
         if let Some(attributes) = attributes {
@@ -217,20 +213,11 @@ fn too_large_or(error: &Error) -> ServiceError {
     }
 }
 
-/// The answer in frames of an event stream.
-async fn streamed(response: http::Response<Body>) -> Result<http::Response<Body>, ServiceError> {
-    let (mut head, mut body) = response.into_parts();
-    let content_type = head.headers.remove(CONTENT_TYPE);
-    let mut frames: Vec<Bytes> = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame;
-        if let Ok(bytes) = frame.into_data() {
-            frames.push(event_stream::payload_part(bytes));
-        }
+/// The head of an answer whose body is an event stream.
+fn streamed(mut response: http::Response<Body>) -> http::Response<Body> {
+    let headers = response.headers_mut();
+    if let Some(content_type) = headers.insert(CONTENT_TYPE, event_stream::CONTENT_TYPE) {
+        headers.insert(STREAMED_TYPE, content_type);
     }
-    if let Some(content_type) = content_type {
-        head.headers.insert(STREAMED_TYPE, content_type);
-    }
-    head.headers.insert(CONTENT_TYPE, event_stream::CONTENT_TYPE);
-    Ok(http::Response::from_parts(head, Body::pieces(frames)))
+    response
 }
