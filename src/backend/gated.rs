@@ -108,6 +108,8 @@ struct OneModel {
 struct Gate {
     /// How many may pass although it is closed.
     admitted: usize,
+    /// Whose executions may, by their tag.
+    tags: Vec<i32>,
 }
 
 impl Gated {
@@ -121,6 +123,11 @@ impl Gated {
     /// Lets `count` through a closed gate.
     pub fn admit(&self, model: &str, step: Step, count: usize) {
         self.change(model, |known| known.gates.entry(step).or_default().admitted += count);
+    }
+
+    /// Lets the execution with this tag through a closed gate before the executions of `model`, whoever came before it.
+    pub fn admit_tag(&self, model: &str, tag: i32) {
+        self.change(model, |known| known.gates.entry(Step::Execute).or_default().tags.push(tag));
     }
 
     /// Opens the gate before a step of `model`.
@@ -183,9 +190,9 @@ impl Gated {
 
     /// Waits at the gate, then does what the script says of this step.
     #[expect(clippy::panic, reason = "the panic is what the test asked for")]
-    fn pass(&self, model: &str, step: Step) -> Result<()> {
+    fn pass(&self, model: &str, step: Step, tag: Option<i32>) -> Result<()> {
         let mut state = self.0.state.lock();
-        while !state.may_pass(model, step) {
+        while !state.may_pass(model, step, tag) {
             self.0.opened.wait(&mut state);
         }
         let fault = state.model(model).faults.get_mut(&step).and_then(VecDeque::pop_front);
@@ -206,13 +213,17 @@ impl State {
         self.models.entry(name.to_owned()).or_default()
     }
 
-    fn may_pass(&mut self, model: &str, step: Step) -> bool {
+    fn may_pass(&mut self, model: &str, step: Step, tag: Option<i32>) -> bool {
         match self.model(model).gates.get_mut(&step) {
             None => true,
-            Some(Gate { admitted: 0 }) => false,
             Some(gate) => {
-                gate.admitted -= 1;
-                true
+                if let Some(at) = gate.tags.iter().position(|admitted| Some(*admitted) == tag) {
+                    gate.tags.swap_remove(at);
+                    return true;
+                }
+                let is_admitted = gate.admitted > 0;
+                gate.admitted -= usize::from(is_admitted);
+                is_admitted
             }
         }
     }
@@ -288,7 +299,7 @@ impl Backend for Gated {
         let model = config.name.as_str();
         self.change(model, |known| known.counts.loads_begun += 1);
         let _ending = Ending { gated: self, model, count: |counts| &mut counts.loads_ended };
-        self.pass(model, Step::Load)?;
+        self.pass(model, Step::Load, None)?;
         let inner = Identity.load(files, config, device)?;
         let holds = config.parameters.get("holds_bytes").and_then(|text| text.parse().ok()).unwrap_or_default();
         let alive = Alive::new(self, model, |counts| &mut counts.live_models);
@@ -303,7 +314,7 @@ impl Model for GatedModel {
 
     fn instance(&self) -> Result<Box<dyn ModelInstance>> {
         let Alive { gated, model, .. } = &self.alive;
-        gated.pass(model, Step::Instance)?;
+        gated.pass(model, Step::Instance, None)?;
         let alive = Alive::new(gated, model, |counts| &mut counts.live_instances);
         let signature = self.inner.signature().clone();
         Ok(Box::new(GatedInstance { inner: self.inner.instance()?, signature, has_batches: self.has_batches, alive }))
@@ -314,11 +325,16 @@ impl Model for GatedModel {
     }
 }
 
+/// What tells a batch from others.
+fn tag(batch: &Batch<'_>) -> i32 {
+    let data = batch.inputs.first().map(|input| input.tensor.data().as_ref()).unwrap_or_default();
+    data.first_chunk::<4>().map_or(0, |bytes| i32::from_le_bytes(*bytes))
+}
+
 /// Notes an execution, which lasts until what this gives is dropped.
 fn begin<'a>(Alive { gated, model, .. }: &'a Alive, has_batches: bool, batch: &Batch<'_>) -> Ending<'a> {
     let first = batch.inputs.first().map(|input| &input.tensor);
-    let data = first.map(|tensor| tensor.data().as_ref()).unwrap_or_default();
-    let tag = data.first_chunk::<4>().map_or(0, |bytes| i32::from_le_bytes(*bytes));
+    let tag = tag(batch);
     let dims = first.map(|tensor| tensor.shape().dims()).unwrap_or_default();
     let items = dims.first().filter(|_| has_batches).map_or(1, |dim| dim.unsigned_abs());
     gated.0.state.lock().order.push(Executed { model: model.clone(), tag, items });
@@ -333,7 +349,7 @@ fn begin<'a>(Alive { gated, model, .. }: &'a Alive, has_batches: bool, batch: &B
 impl ModelInstance for GatedInstance {
     fn execute(&mut self, batch: &Batch<'_>) -> Result<Execution> {
         let _ending = begin(&self.alive, self.has_batches, batch);
-        self.alive.gated.pass(&self.alive.model, Step::Execute)?;
+        self.alive.gated.pass(&self.alive.model, Step::Execute, Some(tag(batch)))?;
         self.inner.execute(batch)
     }
 
@@ -344,10 +360,10 @@ impl ModelInstance for GatedInstance {
     ) -> Result<Streamed> {
         let _ending = begin(&self.alive, self.has_batches, batch);
         let Alive { gated, model, .. } = &self.alive;
-        gated.pass(model, Step::Execute)?;
+        gated.pass(model, Step::Execute, Some(tag(batch)))?;
         let compute_start = Instant::now();
         for at in 0..batch.inputs.first().map_or(0, |input| input.tensor.element_count()) {
-            gated.pass(model, Step::Answer)?;
+            gated.pass(model, Step::Answer, None)?;
             gated.change(model, |known| known.counts.answers += 1);
             let mut outputs = NamedTensors::new();
             for &index in batch.outputs {

@@ -9,6 +9,7 @@
 )]
 
 mod access;
+mod batching;
 mod conformance;
 mod container_start;
 mod devices;
@@ -32,6 +33,7 @@ mod scheduling;
 mod sequence;
 mod shared_memory;
 mod start;
+mod streaming;
 mod support;
 mod tls;
 mod trace;

@@ -171,7 +171,31 @@ impl Client {
         self.receive().await
     }
 
-    async fn read_response(&mut self) -> Option<Response> {
+    /// The head of the next response, whose body comes chunk by chunk.
+    pub(crate) async fn receive_head(&mut self) -> Response {
+        within("a response's head", self.read_head()).await.expect("the connection was closed")
+    }
+
+    /// The next chunk of the body; `None` at its end.
+    pub(crate) async fn chunk(&mut self) -> Option<String> {
+        let chunk = self.raw_chunk().await;
+        (!chunk.is_empty()).then(|| String::from_utf8(chunk).unwrap())
+    }
+
+    /// The next chunk of the body as it is; empty at its end.
+    pub(crate) async fn raw_chunk(&mut self) -> Vec<u8> {
+        within("a chunk", self.read_chunk()).await.expect("the connection was closed")
+    }
+
+    async fn read_chunk(&mut self) -> Option<Vec<u8>> {
+        let length = usize::from_str_radix(self.line().await?.trim(), 16).unwrap();
+        let mut chunk = vec![0; length + 2];
+        self.stream.read_exact(&mut chunk).await.ok()?;
+        chunk.truncate(length);
+        Some(chunk)
+    }
+
+    async fn read_head(&mut self) -> Option<Response> {
         let line = self.line().await?;
         let status = line.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{line}"));
         let mut headers = Vec::new();
@@ -180,19 +204,21 @@ impl Client {
             let Some((name, value)) = line.split_once(':') else { break };
             headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
         }
-        let mut response = Response { status, headers, body: Vec::new() };
+        Some(Response { status, headers, body: Vec::new() })
+    }
+
+    async fn read_response(&mut self) -> Option<Response> {
+        let mut response = self.read_head().await?;
         if let Some(length) = response.header("content-length") {
             response.body = vec![0; length.parse().unwrap()];
             self.stream.read_exact(&mut response.body).await.ok()?;
         } else if response.header("transfer-encoding").is_some() {
             loop {
-                let length = usize::from_str_radix(self.line().await?.trim(), 16).unwrap();
-                let mut chunk = vec![0; length + 2];
-                self.stream.read_exact(&mut chunk).await.ok()?;
-                if length == 0 {
+                let chunk = self.read_chunk().await?;
+                if chunk.is_empty() {
                     break;
                 }
-                response.body.extend_from_slice(&chunk[..length]);
+                response.body.extend_from_slice(&chunk);
             }
         }
         Some(response)
