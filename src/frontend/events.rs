@@ -39,17 +39,15 @@ impl Events {
         let answers = stream::iter(first.map(Ok)).chain(rest);
         stream::unfold(Some(Box::pin(answers)), |answers| async {
             let mut answers = answers?;
-            loop {
-                match answers.next().await? {
-                    // A model that ends without more to say ends the stream, and that is all.
-                    Ok(answer) if answer.last && answer.outputs.is_empty() => return None,
-                    Ok(answer) => {
-                        let event = write(answer).await;
-                        let rest = event.is_ok().then_some(answers);
-                        return Some((event, rest));
-                    }
-                    Err(error) => return Some((Err(error), None)),
+            match answers.next().await? {
+                // A model that ends without more to say ends the stream, and that is all.
+                Ok(answer) if answer.last && answer.outputs.is_empty() => None,
+                Ok(answer) => {
+                    let event = write(answer).await;
+                    let rest = event.is_ok().then_some(answers);
+                    Some((event, rest))
                 }
+                Err(error) => Some((Err(error), None)),
             }
         })
     }

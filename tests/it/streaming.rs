@@ -316,6 +316,7 @@ async fn a_stream_in_flight_ends_well_while_draining() {
 #[tokio::test]
 async fn a_deadline_is_that_of_the_first_answer() {
     let server = started().await;
+    server.ask(&load("a")).await.expect(200);
     server.gated.close("a", Step::Answer);
     let late = server.ask(&generate_stream(&[1]).header("x-request-timeout-ms", 2)).await.expect(504);
     assert!(late.text().starts_with("data: {\"error\":"), "{}", late.text());
