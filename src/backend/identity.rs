@@ -80,10 +80,15 @@ impl Backend for Identity {
 
 /// The tensors of the configuration, then those of sequences.
 fn signature(config: &ModelConfig) -> RuntimeSignature {
+    // What is ragged lies end to end, in one dimension.
+    let is_ragged = |name: &str| {
+        config.inputs.iter().any(|input| input.name == name && input.allow_ragged_batch)
+            || config.batch_outputs.iter().any(|output| output.targets.iter().any(|target| target == name))
+    };
     let tensor = |(name, data_type, dims): (&str, DataType, &[i64])| TensorSignature {
         name: name.to_owned(),
         data_type,
-        dims: config.metadata_dims(dims),
+        dims: if is_ragged(name) { vec![-1] } else { config.metadata_dims(dims) },
     };
     let sequences = || config.sequence_batching.iter();
     let inputs = config.inputs.iter().map(|input| (input.name.as_str(), input.data_type, input.runtime_dims()));

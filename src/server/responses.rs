@@ -20,7 +20,6 @@ use crate::scheduler::stream::AnswerStream;
 /// the model then waits for its reader.
 pub struct Responses(Kind);
 
-#[expect(clippy::large_enum_variant, reason = "the large one is the common one: a box would cost every request")]
 enum Kind {
     Single(Option<Box<InferenceResponse>>),
     Many(Many),

@@ -427,6 +427,7 @@ impl Bench {
             deadline: None,
             priority: 0,
             arrived: Instant::now(),
+            trace: None,
         };
         self.queue.infer_stream(work, ()).unwrap()
     }

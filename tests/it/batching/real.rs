@@ -68,6 +68,7 @@ proptest! {
                 deadline: None,
                 priority: 0,
                 arrived: Instant::now(),
+                trace: None,
             };
             queue.infer(work)
         })));
