@@ -65,6 +65,8 @@ fn work() -> Work {
         deadline: None,
         priority: 0,
         arrived: Instant::now(),
+        sequence: None,
+        id: "".into(),
         trace: None,
     }
 }

@@ -3,6 +3,10 @@
 //! What runs together is the [`Batcher`]'s to decide; here it is done. A queue's instances stand in groups, each at the
 //! threads of one device; the requests are for whichever is idle first.
 
+mod scheduling;
+mod state;
+mod turn;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,14 +16,17 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
 
-use super::answer::{Answers, Patience, READER_PATIENCE, Reply};
-use super::batcher::{Admission, Batched, Batcher, Due, Entry, Next, Rejected, Rules};
+use self::scheduling::one_by_one;
+pub use self::scheduling::{Member, Scheduling};
+use self::state::{Ask, Group, State};
+pub(super) use self::state::{Job, Turn};
+use super::answer::{Answers, Reply};
+use super::batcher::{Admission, Batcher, Entry, Rejected, Rules};
 use super::budget::Budget;
 use super::executor::ExecutorHandle;
-use super::layout::{Layout, Likeness};
-use super::order::{Order, Place};
+use super::order::Order;
 use super::run::Runner;
-use super::sequence::line::{SequenceLine, Sequencing};
+use super::sequence::line::SequenceLine;
 use super::stream::AnswerStream;
 use super::turns::Share;
 use super::work::Work;
@@ -27,174 +34,7 @@ use crate::backend::{Model, ModelInstance};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::{Deadline, NamedTensors};
 use crate::metrics::statistics::{FailureReason, ModelStatistics};
-use crate::model_config::ModelConfig;
 use crate::sync::PinCount;
-
-/// Instances that run at the threads of one device, in turns of one share.
-#[derive(Clone)]
-pub struct Member {
-    /// The model, on that device.
-    pub model: Arc<dyn Model>,
-    /// How many instances of it, at least one.
-    pub instances: usize,
-    /// The device's threads.
-    pub executor: ExecutorHandle,
-    /// Their share of the device's time.
-    pub share: Arc<Share>,
-}
-
-/// How a model's requests are scheduled.
-#[derive(Debug)]
-pub struct Scheduling {
-    /// What waits, how long, and what runs together.
-    pub rules: Rules,
-    /// How the tensors of a batch are laid out.
-    pub layout: Layout,
-    /// Whether answers leave in the order of their requests.
-    pub preserve_ordering: bool,
-    /// Whether a request may have any number of answers.
-    pub decoupled: bool,
-    /// How sequences are kept together, where requests come in sequences.
-    pub sequences: Option<Sequencing>,
-    /// How long a reader of many answers may be behind while others want the model.
-    pub patience: Duration,
-}
-
-impl Default for Scheduling {
-    fn default() -> Self {
-        Self {
-            rules: Rules::default(),
-            layout: Layout::default(),
-            preserve_ordering: false,
-            decoupled: false,
-            sequences: None,
-            patience: READER_PATIENCE,
-        }
-    }
-}
-
-impl Scheduling {
-    /// What a configuration asks for, on a server that lets `capacity` requests wait where it does not say.
-    ///
-    /// # Errors
-    /// `InvalidArgument` for parameters of the scheduler that are wrong.
-    pub fn of(config: &ModelConfig, capacity: usize) -> Result<Self> {
-        let mut rules = Rules::of(config, capacity)?;
-        if config.decoupled {
-            // Each has answers of its own, whenever the model gives them.
-            rules.max_items = 0;
-        }
-        Ok(Self {
-            rules,
-            layout: Layout::of(config),
-            preserve_ordering: config.preserves_ordering(),
-            decoupled: config.decoupled,
-            ..Self::default()
-        })
-    }
-
-    /// Each request alone, in the order they come.
-    #[must_use]
-    pub fn one_by_one(capacity: usize) -> Self {
-        Self { rules: Rules { capacity, ..Rules::default() }, ..Self::default() }
-    }
-}
-
-/// A request that waits or runs.
-pub(super) struct Job {
-    pub(super) work: Work,
-    likeness: Likeness,
-    /// Its place among the answers, where they leave in order.
-    place: Option<Place>,
-    pub(super) reply: Reply,
-}
-
-impl Batched for Job {
-    fn items(&self) -> u32 {
-        u32::try_from(self.work.batch_size).unwrap_or(u32::MAX)
-    }
-
-    fn is_gone(&self) -> bool {
-        self.reply.is_closed()
-    }
-
-    fn fits(&self, first: &Self) -> bool {
-        self.likeness == first.likeness
-    }
-}
-
-/// The instances of one member.
-#[derive(Default)]
-struct Group {
-    idle: Vec<Box<dyn ModelInstance>>,
-    /// Turns asked of the executor that have not begun; never more than there are idle instances to take them.
-    asked: usize,
-}
-
-#[derive(Default)]
-struct State {
-    batcher: Option<Batcher<Job>>,
-    groups: SmallVec<[Group; 1]>,
-    /// Instances there are, idle or running; fewer than at the start only if one panicked and could not be replaced.
-    instances: usize,
-    /// When an executor was asked to look again.
-    reminder: Option<Instant>,
-    /// Learns how long to wait for company, where the model says by when it must answer.
-    budget: Option<Budget>,
-    /// Whether nobody waits for company any more.
-    is_hastened: bool,
-}
-
-/// What an executor is to be asked.
-enum Ask {
-    Turn(usize),
-    Reminder(usize, Instant),
-}
-
-impl State {
-    fn delay(&self, now: Instant) -> Duration {
-        let Some(batcher) = self.batcher.as_ref().filter(|_| !self.is_hastened) else { return Duration::ZERO };
-        match (&self.budget, batcher.oldest()) {
-            (Some(budget), Some(oldest)) => budget.delay(now, batcher.items(), oldest),
-            _ => batcher.rules().delay,
-        }
-    }
-
-    /// What to ask of an executor now, and counts it.
-    fn ask(&mut self, now: Instant) -> Option<Ask> {
-        let spare = |(_, group): &(usize, &Group)| group.idle.len().saturating_sub(group.asked);
-        let (index, group) = self.groups.iter().enumerate().max_by_key(spare)?;
-        if group.idle.len() <= group.asked {
-            return None;
-        }
-        let asked: usize = self.groups.iter().map(|group| group.asked).sum();
-        let delay = self.delay(now);
-        let batcher = self.batcher.as_mut()?;
-        if asked >= batcher.batches() {
-            return None;
-        }
-        match batcher.due(now, delay) {
-            Due::Now => {
-                self.groups[index].asked += 1;
-                Some(Ask::Turn(index))
-            }
-            Due::At(at) if self.reminder.is_none_or(|reminder| at < reminder) => {
-                self.reminder = Some(at);
-                Some(Ask::Reminder(index, at))
-            }
-            Due::At(_) | Due::Never => None,
-        }
-    }
-}
-
-/// How a turn came about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
-    /// It was asked for.
-    Asked,
-    /// What waited may have waited long enough.
-    Reminded,
-}
 
 /// An answer that may have to wait for those before it.
 type Answered = (Reply, Result<NamedTensors>);
@@ -508,154 +348,6 @@ impl ModelQueue {
         Ok(())
     }
 
-    /// A reminder came for a group that cannot take its turn yet; it stands in line as if it had been asked.
-    pub(super) fn reminded(&self, group: usize) {
-        if let Some(sequences) = &self.sequences {
-            return sequences.reminded(group);
-        }
-        let mut state = self.state.lock();
-        state.reminder = None;
-        if let Some(group) = state.groups.get_mut(group) {
-            group.asked += 1;
-        }
-    }
-
-    /// One turn on a device's thread: the batch that is due. Says whether the same group wants another.
-    pub(super) fn turn(self: &Arc<Self>, group: usize, turn: Turn) -> bool {
-        if let Some(sequences) = &self.sequences {
-            return sequences.turn(self, group, turn);
-        }
-        let pinned = self.pin();
-        let mut given = None;
-        let mut more = None;
-        let expired;
-        {
-            let mut state = self.state.lock();
-            let state = &mut *state;
-            // A queue that was closed meanwhile has nothing asked.
-            let Some(own) = state.groups.get_mut(group) else { return false };
-            match turn {
-                Turn::Asked => own.asked = own.asked.saturating_sub(1),
-                Turn::Reminded => state.reminder = None,
-            }
-            // The short way may have taken the instance; it asks for a turn when it gives it back.
-            if pinned.is_none() || own.idle.is_empty() {
-                return false;
-            }
-            let now = Instant::now();
-            let delay = state.delay(now);
-            let Some(batcher) = &mut state.batcher else { return false };
-            batcher.given_up(self.given_up.swap(0, Ordering::Relaxed));
-            match batcher.next(now, delay) {
-                Next::Batch(batch) => {
-                    given =
-                        state.groups.get_mut(group).and_then(|own| own.idle.pop()).map(|instance| (batch, instance));
-                }
-                Next::Wait(at) => {
-                    if state.reminder.is_none_or(|reminder| at < reminder) {
-                        state.reminder = Some(at);
-                        more = Some(Ask::Reminder(group, at));
-                    }
-                }
-                Next::Nothing => {}
-            }
-            expired = state.batcher.as_mut().map(Batcher::take_expired).unwrap_or_default();
-        }
-        for entry in expired {
-            // The caller, who watches the same deadline, counts it.
-            self.answer(entry.request, Err(deadline_exceeded()));
-        }
-        if let Some(ask) = more {
-            self.carry_out(ask);
-        }
-        let Some((batch, instance)) = given else { return false };
-        let items = batch.iter().map(|entry| entry.request.items()).fold(0, u32::saturating_add);
-        let began = Instant::now();
-        let instance = self.run(instance, batch, group);
-        let ran = began.elapsed();
-        if let Some(budget) = &mut self.state.lock().budget {
-            budget.observe_run(items, ran);
-        }
-        match self.take_back(instance, group) {
-            Some(Ask::Turn(asked)) if asked == group => true,
-            Some(ask) => {
-                self.carry_out(ask);
-                false
-            }
-            None => false,
-        }
-    }
-
-    /// Runs a batch and answers its requests; the instance comes back unless it panicked beyond repair.
-    fn run(
-        self: &Arc<Self>,
-        instance: Box<dyn ModelInstance>,
-        batch: Vec<Entry<Job>>,
-        group: usize,
-    ) -> Option<Box<dyn ModelInstance>> {
-        if self.decoupled {
-            let mut instance = Some(instance);
-            for Entry { request, queued, .. } in batch {
-                let Some(running) = instance.take() else {
-                    self.answer(request, Err(no_instance()));
-                    continue;
-                };
-                instance = self.stream(running, request, queued, group);
-            }
-            return instance;
-        }
-        let replace = |broken| self.replace(broken, group);
-        let (jobs, queued): (SmallVec<[Job; 8]>, SmallVec<[Instant; 8]>) =
-            batch.into_iter().map(|entry| (entry.request, entry.queued)).unzip();
-        let (left, results) = {
-            let works: SmallVec<[&Work; 8]> = jobs.iter().map(|job| &job.work).collect();
-            let is_gone = |index: usize| jobs.get(index).is_none_or(Job::is_gone);
-            self.runner.run(Some(instance), &works, &queued, &is_gone, &replace)
-        };
-        for (job, result) in jobs.into_iter().zip(results) {
-            self.answer(job, result);
-        }
-        left
-    }
-
-    /// Runs the request of a decoupled model, whose answers go where they are read.
-    pub(super) fn stream(
-        &self,
-        instance: Box<dyn ModelInstance>,
-        job: Job,
-        queued: Instant,
-        group: usize,
-    ) -> Option<Box<dyn ModelInstance>> {
-        let is_wanted = || self.is_wanted();
-        let patience = Patience { least: self.patience, is_wanted: &is_wanted, wanted: &self.wanted };
-        let replace = |broken| self.replace(broken, group);
-        let Job { work, reply, .. } = job;
-        self.runner.run_stream(instance, (&work, queued), reply, &patience, &replace)
-    }
-
-    /// Answers a request, after those before it where answers leave in order.
-    pub(super) fn answer(&self, job: Job, result: Result<NamedTensors>) {
-        let Job { place, reply, .. } = job;
-        match (&self.order, place) {
-            (Some(order), Some(place)) => {
-                let released: SmallVec<[_; 4]> = order.lock().finish(place, (reply, result)).collect();
-                for (reply, result) in released {
-                    reply.finish(result);
-                }
-            }
-            _ => reply.finish(result),
-        }
-    }
-
-    fn leave_order(&self, place: Option<Place>) {
-        if let (Some(order), Some(place)) = (&self.order, place) {
-            let released: SmallVec<[_; 4]> = order.lock().leave(place).collect();
-            for (reply, result) in released {
-                reply.finish(result);
-            }
-        }
-    }
-
     /// A request as it waits.
     pub(super) fn job(&self, work: Work, reply: Reply) -> Job {
         let likeness = self.runner.layout().likeness(&work);
@@ -701,15 +393,6 @@ impl ModelQueue {
         let instances = groups.into_iter().flat_map(|group| group.idle).chain(of_sequences).collect();
         Remains { _instances: instances, _models: std::mem::take(&mut *self.models.lock()) }
     }
-}
-
-/// Each instance as a member of its own.
-fn one_by_one(members: Vec<Member>) -> Vec<Member> {
-    let each = members.into_iter().flat_map(|member| {
-        let instances = member.instances.max(1);
-        std::iter::repeat_n(member, instances)
-    });
-    each.map(|member| Member { instances: 1, ..member }).collect()
 }
 
 /// What is left of a closed queue: instances first, then the models they share.

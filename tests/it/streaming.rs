@@ -427,6 +427,8 @@ impl Bench {
             deadline: None,
             priority: 0,
             arrived: Instant::now(),
+            sequence: None,
+            id: "".into(),
             trace: None,
         };
         self.queue.infer_stream(work, ()).unwrap()

@@ -68,7 +68,9 @@ proptest! {
                 deadline: None,
                 priority: 0,
                 arrived: Instant::now(),
-                trace: None,
+                sequence: None,
+ id: "".into(),
+ trace: None,
             };
             queue.infer(work)
         })));
