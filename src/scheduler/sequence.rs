@@ -1,7 +1,7 @@
 //! Which request of which sequence runs where, and when: Triton's sequence batching as a plain structure without a clock,
 //! a lock or a thread.
 //!
-//! Each instance has a [`Lane`] of slots. A sequence holds one slot from its first request to its last, or until it was
+//! Each instance has a lane of slots. A sequence holds one slot from its first request to its last, or until it was
 //! silent for too long; sequences that find none free wait in the backlog, in the order in which they began. The requests
 //! of a slot run one after the other. Which slots of a lane run together is its strategy's to say: a row of the batch for
 //! each slot (direct), or whoever waits longest (oldest), which is a [`Batcher`](super::batcher::Batcher)'s work.
