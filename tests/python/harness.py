@@ -122,6 +122,9 @@ def wait_for_ports(process, port_file, log):
 # --- the models -------------------------------------------------------------------------------------------------------
 
 MODELS = ["add_sub", "digits", "every_type", "half", "identity", "iris", "scale", "text"]
+
+# Examples whose requests have any number of answers.
+STREAMING = ["repeat"]
 TEXTS = ["world", "two words", "12.5", "zwölf Boxkämpfer jagen", "", "日本 語", " spaces  around ", "+7"]
 
 

@@ -15,6 +15,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from harness import (
     EXAMPLES,
     MODELS,
+    STREAMING,
     assert_same,
     expected,
     heldout,
@@ -405,7 +406,7 @@ def state_of(client, model):
 
 
 def test_the_index_lists_every_model_and_follows_loads_and_unloads(client):
-    assert {row["name"] for row in client.get_model_repository_index()} == set(MODELS)
+    assert {row["name"] for row in client.get_model_repository_index()} == {*MODELS, *STREAMING}
     client.load_model("scale")
     assert state_of(client, "scale") == {"1": "READY", "2": "READY"}
     assert client.is_model_ready("scale") and client.is_model_ready("scale", "1")
