@@ -18,6 +18,8 @@ mod repository;
 pub mod request;
 pub mod response;
 mod rights;
+mod settings;
+mod shared_memory;
 mod stream;
 mod wire;
 
@@ -162,14 +164,14 @@ impl GrpcService {
             "RepositoryIndex" => repository::index,
             "RepositoryModelLoad" => repository::load,
             "RepositoryModelUnload" => repository::unload,
-            "SystemSharedMemoryStatus" => documents::no_shared_memory,
-            "SystemSharedMemoryRegister" => documents::no_shared_memory,
-            "SystemSharedMemoryUnregister" => documents::no_shared_memory,
-            "CudaSharedMemoryStatus" => documents::no_shared_memory,
-            "CudaSharedMemoryRegister" => documents::no_shared_memory,
-            "CudaSharedMemoryUnregister" => documents::no_shared_memory,
-            "TraceSetting" => documents::no_trace_setting,
-            "LogSettings" => documents::no_log_settings,
+            "SystemSharedMemoryStatus" => shared_memory::system_status,
+            "SystemSharedMemoryRegister" => shared_memory::register_system,
+            "SystemSharedMemoryUnregister" => shared_memory::unregister_system,
+            "CudaSharedMemoryStatus" => shared_memory::cuda_status,
+            "CudaSharedMemoryRegister" => shared_memory::register_cuda,
+            "CudaSharedMemoryUnregister" => shared_memory::unregister_cuda,
+            "TraceSetting" => settings::trace,
+            "LogSettings" => settings::logging,
         }
     }
 
