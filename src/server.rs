@@ -313,9 +313,9 @@ impl InferenceServer {
         if !model.config.decoupled {
             return self.infer(&model, request, arrived).await.map(Responses::single);
         }
-        let id = request.id.clone();
-        if let Some(trace) = &request.trace {
-            // It ends where the last of its answers is dropped.
+        let (id, trace) = (request.id.clone(), request.trace.clone());
+        if let Some(trace) = &trace {
+            // It ends with the last of its answers, or where they are dropped.
             trace_begin(trace, &model, &request);
         }
         let work = prepare(&model, request, arrived).inspect_err(|_| {
@@ -323,7 +323,7 @@ impl InferenceServer {
         })?;
         let (version, queue) = (model.version(), Arc::clone(&model.queue));
         let answers = queue.infer_stream(work, model)?;
-        Ok(Responses::many(answers, version, id))
+        Ok(Responses::many(answers, version, id, trace))
     }
 
     // === metrics ===

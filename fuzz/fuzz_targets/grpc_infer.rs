@@ -11,7 +11,7 @@ use prost::Message;
 use roundhouse::frontend::kserve_grpc::proto::inference::ModelInferResponse;
 use roundhouse::frontend::kserve_grpc::request::decode;
 use roundhouse::frontend::kserve_grpc::response::{Wrapping, encode};
-use roundhouse::frontend::tensor_json::Limits;
+use roundhouse::frontend::tensor_json::{Limits, ResponseFormat};
 use roundhouse::inference::{InferenceResponse, ModelId};
 
 fuzz_target!(|data: &[u8]| {
@@ -23,7 +23,7 @@ fuzz_target!(|data: &[u8]| {
         outputs: decoded.request.inputs,
         last: true,
     };
-    let bytes = encode(response.clone(), Wrapping::Unary).concat();
+    let bytes = encode(response.clone(), &ResponseFormat::default(), Wrapping::Unary).concat();
     let message = ModelInferResponse::decode(&bytes[5..]).expect("what we write is protobuf");
     assert_eq!(message.raw_output_contents.len(), response.outputs.len());
     for (raw, output) in message.raw_output_contents.iter().zip(&response.outputs) {

@@ -3,15 +3,24 @@
 use compact_str::CompactString;
 
 use super::tensor_body::off_the_io_threads;
-use super::tensor_json::{DecodedRequest, SharedInput};
+use super::tensor_json::{DecodedRequest, ResponseFormat, SharedInput};
 use crate::error::{Error, Result};
-use crate::inference::{InferenceResponse, NamedTensor, NamedTensors};
+use crate::inference::{InferenceRequest, InferenceResponse, NamedTensor, NamedTensors};
 use crate::server::shared_memory::{RegionSlice, SharedMemory};
 use crate::tensor::Tensor;
 
 /// Copies above this many bytes hold up no connection: a copy of 1 MiB takes about as long as a change of threads costs
 /// ten times over.
 const LARGE_COPY: u64 = 1 << 20;
+
+/// The most bytes of the inputs of one request, and the option that says so.
+#[derive(Clone, Copy, Debug)]
+pub struct Most {
+    /// Bytes.
+    pub bytes: usize,
+    /// The option, for the error.
+    pub flag: &'static str,
+}
 
 /// Where outputs are to be written: held from before the model runs, so that nobody takes a region away meanwhile.
 pub type OutputPlaces = Vec<(CompactString, RegionSlice)>;
@@ -21,27 +30,28 @@ pub type OutputPlaces = Vec<(CompactString, RegionSlice)>;
 ///
 /// # Errors
 /// `Unsupported` where shared memory is off; `NotFound` for an unknown region; `InvalidArgument` for bytes outside of one,
-/// or that are no such tensor; `TooLarge` if the inputs together are more than `most` bytes.
-pub async fn take(memory: &SharedMemory, decoded: &mut DecodedRequest, most: usize) -> Result<OutputPlaces> {
+/// or that are no such tensor; `TooLarge` if the inputs together are more than `most`.
+pub async fn take(
+    memory: &SharedMemory,
+    request: &mut InferenceRequest,
+    inputs: Vec<SharedInput>,
+    format: &ResponseFormat,
+    most: Most,
+) -> Result<OutputPlaces> {
     let mut places = OutputPlaces::new();
-    for output in &decoded.format.outputs {
+    for output in &format.outputs {
         if let Some(place) = &output.shared {
             places.push((output.name.clone(), memory.slice(place)?));
         }
     }
-    if decoded.shared_inputs.is_empty() {
-        return Ok(places);
+    if !inputs.is_empty() {
+        request.inputs.extend(read(memory, inputs, most).await?);
     }
-    let inputs = std::mem::take(&mut decoded.shared_inputs);
-    decoded.request.inputs.extend(read(memory, inputs, most).await?);
     Ok(places)
 }
 
 /// Reads inputs that lie in shared memory.
-///
-/// # Errors
-/// As [`take`].
-pub async fn read(memory: &SharedMemory, inputs: Vec<SharedInput>, most: usize) -> Result<NamedTensors> {
+async fn read(memory: &SharedMemory, inputs: Vec<SharedInput>, most: Most) -> Result<NamedTensors> {
     let mut total = 0_u64;
     let mut found = Vec::with_capacity(inputs.len());
     for input in inputs {
@@ -49,10 +59,9 @@ pub async fn read(memory: &SharedMemory, inputs: Vec<SharedInput>, most: usize) 
         let slice = memory.slice(&input.place)?;
         found.push((input, slice));
     }
-    if total > u64::try_from(most).unwrap_or(u64::MAX) {
-        return Err(Error::too_large(format!(
-            "the inputs in shared memory have {total} bytes, over --max-body-bytes {most}"
-        )));
+    if total > u64::try_from(most.bytes).unwrap_or(u64::MAX) {
+        let Most { bytes, flag } = most;
+        return Err(Error::too_large(format!("the inputs in shared memory have {total} bytes, over {flag} {bytes}")));
     }
     let copy = move || {
         let tensor = |(input, slice): (SharedInput, RegionSlice)| {

@@ -1,4 +1,4 @@
-//! Traces of requests over HTTP: who called, and when the answer has left.
+//! Traces of requests: who called, and when the answer has left.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,20 +20,30 @@ pub fn caller(headers: &HeaderMap) -> Option<Caller> {
 
 /// An answer on its way out: says so when it is handed over, and again when it is dropped.
 #[derive(Debug)]
-pub struct Sending(Arc<Trace>);
+pub struct Sending {
+    trace: Arc<Trace>,
+    end: Activity,
+}
 
 impl Sending {
-    /// The answer to the traced request is handed to the connection.
+    /// The answer to the traced request is handed to its connection of HTTP.
     #[must_use]
     pub fn start(trace: Arc<Trace>) -> Self {
         trace.mark(Activity::HttpSendStart, Instant::now());
-        Self(trace)
+        Self { trace, end: Activity::HttpSendEnd }
+    }
+
+    /// An answer to the traced request is handed to its call of gRPC.
+    #[must_use]
+    pub fn start_grpc(trace: Arc<Trace>) -> Self {
+        trace.mark(Activity::GrpcSendStart, Instant::now());
+        Self { trace, end: Activity::GrpcSendEnd }
     }
 }
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        self.0.mark(Activity::HttpSendEnd, Instant::now());
+        self.trace.mark(self.end, Instant::now());
     }
 }
 

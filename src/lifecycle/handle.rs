@@ -219,6 +219,17 @@ impl Resident {
         self.versions.iter().map(|version| version.pins()).sum()
     }
 
+    /// Whether a sequence of requests has begun that has not ended: what it left in an instance would go with the model.
+    #[must_use]
+    pub fn has_sequences(&self) -> bool {
+        self.versions.iter().any(|version| version.queue.live_sequences().0 > 0)
+    }
+
+    /// Whether anybody counts on it: a request, or a sequence between two of its requests.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.in_use() > 0 || self.has_sequences()
+    }
+
     /// Bytes booked for it.
     pub(super) fn booked(&self) -> u64 {
         self.lease.lock().as_ref().map_or(0, MemoryLease::bytes)

@@ -1,5 +1,6 @@
 //! What is done without being asked: uses are counted, bytes measured again, models dismissed, the repository polled.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -31,10 +32,13 @@ impl ModelManager {
         let mut poll_at = poll.map(|period| tokio::time::Instant::now() + period);
         // In a task of its own: a repository that hangs holds up nothing else. Ends with the house.
         let mut polling: Option<AbortOnDropHandle<()>> = None;
+        // Those not to be kept that a sequence still counts on, which may end without a word.
+        let mut held = BTreeSet::new();
         loop {
             tokio::select! {
                 _ = tick.tick() => {
                     self.count();
+                    held.retain(|name| !self.dismiss(name));
                     let is_idle = polling.as_ref().is_none_or(|task| task.is_finished());
                     if is_idle && poll_at.is_some_and(|at| at <= tokio::time::Instant::now()) {
                         let manager = self.clone();
@@ -43,12 +47,23 @@ impl ModelManager {
                     }
                 }
                 name = dismissals.recv() => {
-                    if let Some(name) = name {
-                        self.unload_soon(&name, Departure::because(EvictionReason::Transient));
+                    if let Some(name) = name
+                        && !self.dismiss(&name)
+                    {
+                        held.insert(name);
                     }
                 }
             }
         }
+    }
+
+    /// Unloads a model that is not to be kept and fell idle, unless a sequence counts on it. Says whether that is settled.
+    fn dismiss(&self, name: &Name) -> bool {
+        if self.resident_model(name).is_some_and(|resident| resident.has_sequences()) {
+            return false;
+        }
+        self.unload_soon(name, Departure::because(EvictionReason::Transient));
+        true
     }
 
     /// Counts uses: for the policies, and as hits.

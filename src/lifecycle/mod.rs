@@ -251,7 +251,7 @@ impl ModelManager {
             EvictionReason::Deleted => departure.content.is_none_or(|content| content == resident.fingerprint),
             EvictionReason::Room | EvictionReason::Overrun => resident.pool.is_leaving(&slot.name),
             EvictionReason::Transient => {
-                resident.retention == Retention::Transient && resident.in_use() == 0 && !slot.is_pinned()
+                resident.retention == Retention::Transient && !resident.is_in_use() && !slot.is_pinned()
             }
         }
     }
@@ -280,11 +280,12 @@ impl ModelManager {
         }
     }
 
-    /// Whether a model may not be evicted now: a request uses it, or something is being done to it.
+    /// Whether a model may not be evicted now: a request uses it or a sequence counts on it, or something is being done to
+    /// it.
     fn is_busy(&self, name: &Name) -> bool {
         let models = self.0.models.load();
         let Some(slot) = models.get(name) else { return false };
-        slot.resident().is_some_and(|resident| resident.in_use() > 0) || slot.is_in_flight()
+        slot.resident().is_some_and(|resident| resident.is_in_use()) || slot.is_in_flight()
     }
 
     fn next_generation(&self) -> u64 {

@@ -184,6 +184,9 @@ impl ModelManager {
             (Retention::Cached, None) if row.in_use > 0 => {
                 reasons.push(format!("{} requests use it: it is not evicted meanwhile", row.in_use));
             }
+            (Retention::Cached, None) if resident.as_ref().is_some_and(|resident| resident.has_sequences()) => {
+                reasons.push("a sequence has begun and not ended: it is not evicted meanwhile".to_owned());
+            }
             (Retention::Cached, None) => {}
         }
         if let (None, Some(left)) = (&resident, &row.last_eviction) {

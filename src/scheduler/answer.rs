@@ -1,10 +1,11 @@
 //! How a request is answered: once, or, by a decoupled model, any number of times.
 
 use std::any::Any;
+use std::future::Future;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -53,6 +54,69 @@ impl Reply {
                 let _gone = sender.send(result);
             }
             Self::Many(answers) => answers.end(result.map(|_| ())),
+        }
+    }
+}
+
+/// Whether a request still waits: who says first that it begins, or that it has waited for too long, is believed.
+#[derive(Debug, Default)]
+pub(super) struct Wait(AtomicU8);
+
+impl Wait {
+    const WAITS: u8 = 0;
+    const BEGAN: u8 = 1;
+    const LEFT: u8 = 2;
+
+    /// The request begins to run, unless its caller has left.
+    pub(super) fn begin(&self) {
+        // One of the two values that stay is there then, whichever came first.
+        let _first = self.0.compare_exchange(Self::WAITS, Self::BEGAN, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// The caller leaves, unless its request has begun. Says whether it left.
+    pub(super) fn leave(&self) -> bool {
+        self.0.compare_exchange(Self::WAITS, Self::LEFT, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Whether the caller has left.
+    pub(super) fn is_left(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Self::LEFT
+    }
+}
+
+/// How long a caller waits for its request to begin, where the queue's policy says so, and for its answer.
+pub(super) struct Times {
+    /// How long the request may wait in the queue; nothing where its own deadline comes before.
+    pub(super) in_queue: Option<(Instant, Arc<Wait>)>,
+    /// By when the answer, or the first one, must be there.
+    pub(super) deadline: Option<Instant>,
+}
+
+impl Times {
+    /// `reject_at` is when the queue refuses the request, `deadline` its own.
+    pub(super) fn of(reject_at: Option<Instant>, deadline: Option<Instant>) -> Self {
+        let in_queue = reject_at.filter(|at| deadline.is_none_or(|deadline| *at < deadline));
+        Self { in_queue: in_queue.map(|at| (at, Arc::default())), deadline }
+    }
+
+    /// What the request is to be told by.
+    pub(super) fn wait(&self) -> Option<Arc<Wait>> {
+        self.in_queue.as_ref().map(|(_, wait)| Arc::clone(wait))
+    }
+
+    /// The answer; nothing where it did not come in time.
+    pub(super) async fn bound<A: Future + Unpin>(self, mut answer: A) -> Option<A::Output> {
+        if let Some((at, wait)) = self.in_queue {
+            if let Ok(answer) = tokio::time::timeout_at(at.into(), &mut answer).await {
+                return Some(answer);
+            }
+            if wait.leave() {
+                return None;
+            }
+        }
+        match self.deadline {
+            None => Some(answer.await),
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), answer).await.ok(),
         }
     }
 }

@@ -20,7 +20,7 @@ use self::scheduling::one_by_one;
 pub use self::scheduling::{Member, Scheduling};
 use self::state::{Ask, Group, State};
 pub(super) use self::state::{Job, Turn};
-use super::answer::{Answers, Reply};
+use super::answer::{Answers, Reply, Times, Wait};
 use super::batcher::{Admission, Batcher, Entry, Rejected, Rules};
 use super::budget::Budget;
 use super::executor::ExecutorHandle;
@@ -156,28 +156,23 @@ impl ModelQueue {
         if self.decoupled {
             return Err(Error::unsupported("doesn't support models with decoupled transaction policy"));
         }
-        let arrived = work.arrived;
+        let (arrived, deadline) = (work.arrived, work.deadline.map(Deadline::instant));
         let admission = self.admit(&work);
         let work = match self.run_here(work, admission) {
             ControlFlow::Break(result) => return result,
             ControlFlow::Continue(work) => work,
         };
         let (sender, answer) = oneshot::channel();
-        self.enqueue(work, admission, Reply::One(sender))?;
+        let times = Times::of(admission.reject_at, deadline);
+        self.enqueue(work, admission, Reply::One(sender), times.wait())?;
         let guard = CancelGuard { queue: self, arrived, armed: true };
-        let received = match admission.reject_at {
-            None => answer.await,
-            Some(deadline) => match tokio::time::timeout_at(deadline.into(), answer).await {
-                Ok(received) => received,
-                Err(_elapsed) => {
-                    guard.disarm();
-                    self.given_up.fetch_add(1, Ordering::Relaxed);
-                    self.statistics().record_failure(FailureReason::Rejected, arrived.elapsed());
-                    return Err(deadline_exceeded());
-                }
-            },
-        };
+        let received = times.bound(answer).await;
         guard.disarm();
+        let Some(received) = received else {
+            self.given_up.fetch_add(1, Ordering::Relaxed);
+            self.statistics().record_failure(FailureReason::Rejected, arrived.elapsed());
+            return Err(deadline_exceeded());
+        };
         match received {
             Ok(Err(error)) if error.kind() == ErrorKind::DeadlineExceeded => {
                 self.statistics().record_failure(FailureReason::Rejected, arrived.elapsed());
@@ -195,12 +190,13 @@ impl ModelQueue {
     /// # Errors
     /// `Overloaded` if the queue is full, `NotReady` once closed.
     pub fn infer_stream(self: &Arc<Self>, work: Work, kept: impl Send + 'static) -> Result<AnswerStream> {
-        let arrived = work.arrived;
+        let (arrived, deadline) = (work.arrived, work.deadline.map(Deadline::instant));
         let admission = self.admit(&work);
+        let times = Times::of(admission.reject_at, deadline);
         let (answers, receiver, fate) = Answers::new(tokio::runtime::Handle::current(), Box::new(kept));
-        self.enqueue(work, admission, Reply::Many(answers))?;
+        self.enqueue(work, admission, Reply::Many(answers), times.wait())?;
         self.wanted.notify_waiters();
-        Ok(AnswerStream::new((receiver, fate), Arc::clone(self), arrived, admission.reject_at))
+        Ok(AnswerStream::new((receiver, fate), Arc::clone(self), arrived, times))
     }
 
     /// A caller that was not answered left; the batcher is told when it next looks.
@@ -226,7 +222,7 @@ impl ModelQueue {
         state.is_hastened || state.batcher.as_ref().is_some_and(|batcher| !batcher.is_empty())
     }
 
-    /// Where the work stands: its own deadline and its priority's are one.
+    /// Where the work stands: while it waits, its own deadline and its priority's are one.
     fn admit(&self, work: &Work) -> Admission {
         let mut admission = self.rules.admit(work.priority, None, work.arrived);
         let own = work.deadline.map(Deadline::instant);
@@ -302,7 +298,13 @@ impl ModelQueue {
         }
     }
 
-    fn enqueue(self: &Arc<Self>, work: Work, admission: Admission, reply: Reply) -> Result<()> {
+    fn enqueue(
+        self: &Arc<Self>,
+        work: Work,
+        admission: Admission,
+        reply: Reply,
+        wait: Option<Arc<Wait>>,
+    ) -> Result<()> {
         let Some(_running) = self.pin() else {
             return Err(Error::not_ready("the model is being unloaded"));
         };
@@ -325,7 +327,7 @@ impl ModelQueue {
                         budget.observe_arrival(now, u32::try_from(work.batch_size).unwrap_or(u32::MAX));
                     }
                     let place = self.order.as_ref().map(|order| order.lock().enter());
-                    let request = Job { work, likeness, place, reply };
+                    let request = Job { work, likeness, place, reply, wait };
                     match batcher.push(Entry { request, admission, queued: now }) {
                         Ok(()) => None,
                         Err((Rejected::Full { limit, .. }, mut job)) => {
@@ -352,7 +354,8 @@ impl ModelQueue {
     pub(super) fn job(&self, work: Work, reply: Reply) -> Job {
         let likeness = self.runner.layout().likeness(&work);
         let place = self.order.as_ref().map(|order| order.lock().enter());
-        Job { work, likeness, place, reply }
+        // Sequences have no policy that bounds their time in the queue.
+        Job { work, likeness, place, reply, wait: None }
     }
 
     /// Forgets a request that is answered otherwise.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
-use super::answer::{Answer, Fate};
+use super::answer::{Answer, Fate, Times, Wait};
 use super::queue::{ModelQueue, deadline_exceeded, unloaded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::NamedTensors;
@@ -21,6 +21,8 @@ pub struct AnswerStream {
     fate: Arc<Fate>,
     queue: Arc<ModelQueue>,
     arrived: Instant,
+    /// By when the request must have begun.
+    in_queue: Option<(Pin<Box<Sleep>>, Arc<Wait>)>,
     /// By when the first answer must be there.
     deadline: Option<Pin<Box<Sleep>>>,
     is_over: bool,
@@ -31,10 +33,11 @@ impl AnswerStream {
         (receiver, fate): (mpsc::Receiver<NamedTensors>, Arc<Fate>),
         queue: Arc<ModelQueue>,
         arrived: Instant,
-        deadline: Option<Instant>,
+        times: Times,
     ) -> Self {
-        let deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
-        Self { receiver, fate, queue, arrived, deadline, is_over: false }
+        let until = |at: Instant| Box::pin(tokio::time::sleep_until(at.into()));
+        let in_queue = times.in_queue.map(|(at, wait)| (until(at), wait));
+        Self { receiver, fate, queue, arrived, in_queue, deadline: times.deadline.map(until), is_over: false }
     }
 
     /// The next answer; `None` after the last.
@@ -44,11 +47,20 @@ impl AnswerStream {
         }
         match self.receiver.poll_recv(context) {
             Poll::Ready(Some(outputs)) => {
-                self.deadline = None;
+                (self.in_queue, self.deadline) = (None, None);
                 Poll::Ready(Some(Ok(Answer { outputs, last: false })))
             }
             Poll::Ready(None) => Poll::Ready(Some(self.end())),
             Poll::Pending => {
+                if let Some((time, wait)) = &mut self.in_queue
+                    && time.as_mut().poll(context).is_ready()
+                {
+                    let left = wait.leave();
+                    self.in_queue = None;
+                    if left {
+                        return Poll::Ready(Some(Err(self.give_up(FailureReason::Rejected))));
+                    }
+                }
                 if self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(context).is_ready()) {
                     return Poll::Ready(Some(Err(self.give_up(FailureReason::Rejected))));
                 }

@@ -8,11 +8,13 @@ use compact_str::CompactString;
 use futures_util::Stream;
 
 use super::prepare::restore_shapes;
+use super::settings::trace_answer;
 use crate::error::Result;
 use crate::inference::InferenceResponse;
 use crate::lifecycle::handle::LoadedVersion;
 use crate::scheduler::answer::Answer;
 use crate::scheduler::stream::AnswerStream;
+use crate::telemetry::trace::record::Trace;
 
 /// The answers to one request: exactly one, with `last` set, from most models; from decoupled ones any number as they are
 /// produced, then one with `last` set, which holds no outputs where the model ended without more to say. An error is the
@@ -30,6 +32,7 @@ struct Many {
     answers: AnswerStream,
     model: Arc<LoadedVersion>,
     id: CompactString,
+    trace: Option<Arc<Trace>>,
 }
 
 impl Many {
@@ -46,8 +49,13 @@ impl Responses {
         Self(Kind::Single(Some(Box::new(response))))
     }
 
-    pub(super) const fn many(answers: AnswerStream, model: Arc<LoadedVersion>, id: CompactString) -> Self {
-        Self(Kind::Many(Many { answers, model, id }))
+    pub(super) const fn many(
+        answers: AnswerStream,
+        model: Arc<LoadedVersion>,
+        id: CompactString,
+        trace: Option<Arc<Trace>>,
+    ) -> Self {
+        Self(Kind::Many(Many { answers, model, id, trace }))
     }
 }
 
@@ -60,6 +68,9 @@ impl Stream for Responses {
             Kind::Many(many) => {
                 let next = ready!(many.answers.poll_next(context));
                 let next = next.map(|answer| answer.and_then(|answer| many.response(answer)));
+                if let (Some(trace), Some(answered)) = (&many.trace, &next) {
+                    trace_answer(trace, answered);
+                }
                 if !matches!(&next, Some(Ok(InferenceResponse { last: false, .. }))) {
                     self.0 = Kind::Over;
                 }

@@ -80,6 +80,16 @@ pub(super) fn trace_begin(trace: &Trace, model: &ModelHandle, request: &Inferenc
     }
 }
 
+/// Says in the trace of a request to a decoupled model that an answer is there, and with the last one how it ended.
+pub(super) fn trace_answer(trace: &Trace, answered: &Result<InferenceResponse>) {
+    match answered {
+        Ok(response) if !response.last => trace.mark(Activity::InferResponseComplete, Instant::now()),
+        // The end without more to say is no answer.
+        Ok(response) if response.outputs.is_empty() => trace.mark(Activity::RequestEnd, Instant::now()),
+        last => trace_end(trace, last),
+    }
+}
+
 /// Says in the request's trace how it ended.
 pub(super) fn trace_end(trace: &Trace, answered: &Result<InferenceResponse>) {
     match answered {

@@ -224,6 +224,7 @@ impl SharedMemory {
 }
 
 /// Bytes of a region, within it when the slice was made. The object may have changed since: each use asks again.
+#[derive(Clone)]
 pub struct RegionSlice {
     name: CompactString,
     region: Arc<Region>,

@@ -246,6 +246,33 @@ async fn who_waits_too_long_is_refused_or_goes_behind_the_others() {
 }
 
 #[tokio::test]
+async fn a_request_that_runs_is_timed_out_by_its_own_deadline_alone() {
+    let policy = "default_queue_policy { timeout_action: REJECT default_timeout_microseconds: 300000 }";
+    let policy = format!("{ONE_INSTANCE} max_batch_size: 1 dynamic_batching {{ {policy} }}");
+    for decoupled in [false, true] {
+        let more = format!("{policy} model_transaction_policy {{ decoupled: {decoupled} }}");
+        let server = TestServer::start(Repository::empty().with("a", "gated", &more)).await;
+        server.ask(&load("a")).await.expect(200);
+        let asked = |tag: i32| match decoupled {
+            false => one(tag),
+            true => post("/v2/models/a/generate", json!({ "x": [[tag]] }).to_string()),
+        };
+        server.gated.close("a", Step::Execute);
+        let mut runs = server.send(&asked(1)).await;
+        server.until("a", |counts| counts.executions_begun == 1).await;
+        // Later than the first, and too long in the queue: so is the first, were it there.
+        server.ask(&asked(2)).await.expect(504);
+        server.gated.open("a", Step::Execute);
+        runs.receive().await.expect(200);
+        server.gated.close("a", Step::Execute);
+        let mut runs = server.send(&asked(3).header("x-request-timeout-ms", 100)).await;
+        runs.receive().await.expect(504);
+        server.gated.open("a", Step::Execute);
+        server.finish().await;
+    }
+}
+
+#[tokio::test]
 async fn who_left_is_not_in_the_batch() {
     let (server, mut first) = busy(8, "").await;
     let mut clients = queue(&server, (1..=3).map(one)).await;

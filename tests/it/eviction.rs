@@ -8,6 +8,7 @@ use roundhouse::config::{DeviceChoice, Eviction, EvictionRule, ServerConfig};
 use roundhouse::error::Error;
 use roundhouse::lifecycle::residency::{EvictionReason, Retention, Tier};
 
+use crate::sequence::{LONG, step, told};
 use crate::support::client::{Client, infer, load, unload};
 use crate::support::repository::{Repository, config, holds};
 use crate::support::server::TestServer;
@@ -348,5 +349,65 @@ async fn thrash_loses_nothing() {
         (0..40).map(|number| server.gated.counts(&names[number]).live_models as u64 * (20 + number as u64)).sum();
     eventually("what leaves has left", || server.books()[0].models == server.in_memory().len()).await;
     assert!(live << 10 <= book.limit, "{live} KiB are held");
+    server.finish().await;
+}
+
+/// Room for the model of sequences `s` or for `b`; a sequence is live for so long without a word.
+async fn with_sequences(idle: &str, more: &str) -> TestServer {
+    let repository = Repository::empty().sized(&[("b", 200)]);
+    let more = format!("{} {more}", holds(200, 200));
+    repository.put("s/config.pbtxt", crate::sequence::config(&format!("direct {{ }} {idle}"), &more));
+    repository.add_version("s", 1);
+    TestServer::start_with(repository, memory(300)).await
+}
+
+#[tokio::test]
+async fn a_model_with_a_live_sequence_stays_until_that_ends() {
+    let server = with_sequences(LONG, "").await;
+    assert_eq!(told(server.ask(&step(7, true, false, 10)).await)[5], 0);
+    let mut waiting = server.send(&infer("b", 2)).await;
+    eventually("b waits for room", || server.row_if("b").is_some_and(|row| row.state.name() == "LOADING")).await;
+    let why = server.inner.explain("s").await.unwrap().reasons.join("; ");
+    assert!(why.contains("a sequence has begun and not ended"), "{why}");
+    assert_eq!(told(server.ask(&step(7, false, false, 11)).await)[5], 10, "it has what it left");
+    assert_eq!(server.gated.counts("b").loads_begun, 0);
+    assert_eq!(told(server.ask(&step(7, false, true, 12)).await)[5], 11);
+    assert_eq!(waiting.receive().await.tag(), 2);
+    assert_eq!(server.in_memory(), ["b"]);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_sequence_that_is_silent_for_too_long_keeps_no_model() {
+    let server = with_sequences("max_sequence_idle_microseconds: 100000", "").await;
+    told(server.ask(&step(7, true, false, 10)).await);
+    assert_eq!(server.ask(&infer("b", 2)).await.tag(), 2);
+    assert_eq!(server.in_memory(), ["b"]);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_model_not_to_be_kept_stays_for_its_sequence() {
+    let retain = "parameters { key: \"retain\" value { string_value: \"false\" } }";
+    for idle in [LONG, "max_sequence_idle_microseconds: 100000"] {
+        let server = with_sequences(idle, retain).await;
+        told(server.ask(&step(7, true, false, 10)).await);
+        if idle == LONG {
+            assert_eq!(told(server.ask(&step(7, false, false, 11)).await)[5], 10);
+            assert_eq!(told(server.ask(&step(7, false, true, 12)).await)[5], 11);
+            assert_eq!(server.row("s").loads, 1);
+        }
+        eventually("it is dismissed", || server.in_memory().is_empty()).await;
+        server.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn an_unload_that_is_asked_for_waits_for_no_sequence() {
+    let server = with_sequences(LONG, "").await;
+    told(server.ask(&step(7, true, false, 10)).await);
+    server.ask(&unload("s")).await.expect(200);
+    assert!(server.in_memory().is_empty());
+    server.ask(&step(7, false, false, 11)).await.expect(400);
     server.finish().await;
 }

@@ -12,7 +12,7 @@ use crate::support::repository::{ONE_INSTANCE, Repository};
 use crate::support::server::{TestServer, all};
 
 /// Gives back `x`, then what it was told, then the `x` before it in the sequence.
-fn config(strategy: &str, more: &str) -> String {
+pub(crate) fn config(strategy: &str, more: &str) -> String {
     let tensor = |name, kind| format!("{{ name: \"{name}\" data_type: {kind} dims: [ 1 ] }}");
     let flag = |name: &str| {
         format!("{{ name: \"{name}\" control [ {{ kind: CONTROL_SEQUENCE_{name} int32_false_true: [ 0, 1 ] }} ] }}")
@@ -40,7 +40,7 @@ async fn server(strategy: &str, more: &str) -> TestServer {
     TestServer::start(repository).await
 }
 
-fn step(id: impl Into<Value>, start: bool, end: bool, x: i32) -> Request {
+pub(crate) fn step(id: impl Into<Value>, start: bool, end: bool, x: i32) -> Request {
     let parameters = json!({"sequence_id": id.into(), "sequence_start": start, "sequence_end": end});
     let body = json!({"parameters": parameters,
         "inputs": [{"name": "x", "datatype": "INT32", "shape": [1, 1], "data": [x]}]});
@@ -48,7 +48,7 @@ fn step(id: impl Into<Value>, start: bool, end: bool, x: i32) -> Request {
 }
 
 /// The outputs in the order of the configuration.
-fn told(response: Response) -> Vec<i64> {
+pub(crate) fn told(response: Response) -> Vec<i64> {
     let body = response.expect(200).json();
     body["outputs"].as_array().unwrap().iter().map(|output| output["data"][0].as_i64().unwrap()).collect()
 }
@@ -56,7 +56,7 @@ fn told(response: Response) -> Vec<i64> {
 const DIRECT: &str = "direct { }";
 const OLDEST: &str = "oldest { max_candidate_sequences: 2 }";
 /// Sequences that no test waits out.
-const LONG: &str = "max_sequence_idle_microseconds: 600000000";
+pub(crate) const LONG: &str = "max_sequence_idle_microseconds: 600000000";
 
 #[tokio::test]
 async fn a_model_is_told_where_it_is_and_finds_what_it_left() {

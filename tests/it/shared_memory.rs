@@ -11,13 +11,13 @@ use crate::support::repository::{ONE_INSTANCE, Repository};
 use crate::support::server::TestServer;
 
 /// A POSIX shared memory object that goes with the test.
-struct Object {
-    key: String,
-    path: PathBuf,
+pub(crate) struct Object {
+    pub(crate) key: String,
+    pub(crate) path: PathBuf,
 }
 
 impl Object {
-    fn of(numbers: &[i32]) -> Self {
+    pub(crate) fn of(numbers: &[i32]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let key = format!("/rh-it-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = PathBuf::from(format!("/dev/shm{key}"));
@@ -26,7 +26,7 @@ impl Object {
         Self { key, path }
     }
 
-    fn numbers(&self) -> Vec<i32> {
+    pub(crate) fn numbers(&self) -> Vec<i32> {
         let bytes = std::fs::read(&self.path).unwrap();
         bytes.as_chunks::<4>().0.iter().map(|bytes| i32::from_le_bytes(*bytes)).collect()
     }

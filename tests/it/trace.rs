@@ -20,10 +20,10 @@ use crate::support::eventually;
 use crate::support::repository::Repository;
 use crate::support::server::TestServer;
 
-const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+pub(crate) const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 /// A collector on a socket that decodes what it is sent.
-struct Collector {
+pub(crate) struct Collector {
     address: SocketAddr,
     got: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
     /// The paths and content types of what it was sent.
@@ -32,7 +32,7 @@ struct Collector {
 
 impl Collector {
     /// Answers each message with the next of `statuses`, and with 200 once those are used up.
-    async fn answering(statuses: &'static [u16]) -> Self {
+    pub(crate) async fn answering(statuses: &'static [u16]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let collector = Self { address: listener.local_addr().unwrap(), got: Arc::default(), heads: Arc::default() };
         let (got, heads) = (Arc::clone(&collector.got), Arc::clone(&collector.heads));
@@ -72,12 +72,12 @@ impl Collector {
         scopes.flat_map(|scope| scope.spans.clone()).collect()
     }
 
-    async fn until(&self, spans: usize) -> Vec<Span> {
+    pub(crate) async fn until(&self, spans: usize) -> Vec<Span> {
         eventually("spans at the collector", || self.spans().len() >= spans).await;
         self.spans()
     }
 
-    fn options(&self) -> Vec<String> {
+    pub(crate) fn options(&self) -> Vec<String> {
         let mut options = to_collector(self.address);
         options.push("opentelemetry,bsp_schedule_delay=1".to_owned());
         options
@@ -92,20 +92,20 @@ fn to_collector(address: SocketAddr) -> Vec<String> {
         .collect()
 }
 
-fn tracing(options: Vec<String>) -> impl FnOnce(&mut ServerConfig) {
+pub(crate) fn tracing(options: Vec<String>) -> impl FnOnce(&mut ServerConfig) {
     move |config| config.trace = TraceConfig::read(&options).unwrap()
 }
 
-fn named<'a>(spans: &'a [Span], name: &str) -> &'a Span {
+pub(crate) fn named<'a>(spans: &'a [Span], name: &str) -> &'a Span {
     spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("no span {name} in {spans:?}"))
 }
 
-fn attribute(span: &Span, key: &str) -> Option<AttributeValue> {
+pub(crate) fn attribute(span: &Span, key: &str) -> Option<AttributeValue> {
     let found = span.attributes.iter().find(|attribute| attribute.key == key);
     found.and_then(|attribute| attribute.value.clone()?.value)
 }
 
-fn counted(server: &TestServer, outcome: &str) -> Option<f64> {
+pub(crate) fn counted(server: &TestServer, outcome: &str) -> Option<f64> {
     server.metric(&format!("roundhouse_traces_total{{outcome=\"{outcome}\"}}"))
 }
 

@@ -362,14 +362,9 @@ def test_reflection_shows_the_contract_that_clients_were_built_from(server):
         assert calls(ours) == calls(theirs)
 
 
-def test_what_is_not_offered_says_so(triton):
-    for call in (
-        triton.get_system_shared_memory_status,
-        triton.get_cuda_shared_memory_status,
-        triton.get_trace_settings,
-        triton.get_log_settings,
-    ):
-        with pytest.raises(InferenceServerException) as error:
+def test_shared_memory_is_off_unless_the_operator_says_otherwise(triton):
+    for call in (triton.get_system_shared_memory_status, triton.get_cuda_shared_memory_status):
+        with pytest.raises(InferenceServerException, match="--allow-client-shm") as error:
             call()
         assert code(error) == "StatusCode.UNIMPLEMENTED"
 

@@ -1,10 +1,13 @@
 """Shared memory as its users have it: tritonclient's own module makes, fills and reads the regions, unmodified."""
 
+import base64
 import os
+import queue
 import threading
 
 import numpy as np
 import pytest
+import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 import tritonclient.utils.shared_memory as shm
 from tritonclient.utils import InferenceServerException, serialized_byte_size, serialize_byte_tensor
@@ -39,6 +42,13 @@ def make(client):
     yield make
     for handle in made:
         shm.destroy_shared_memory_region(handle)
+
+
+@pytest.fixture
+def grpc(sharing):
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    with grpcclient.InferenceServerClient(sharing.grpc, channel_args=options) as client:
+        yield client
 
 
 def input_at(name, array, region, offset=0, byte_size=None):
@@ -209,3 +219,101 @@ def test_it_is_off_unless_the_operator_says_otherwise(server):
         with pytest.raises(InferenceServerException, match="--allow-client-shm"):
             client.get_system_shared_memory_status()
         assert "system_shared_memory" not in client.get_server_metadata()["extensions"]
+
+
+# --- over gRPC --------------------------------------------------------------------------------------------------------
+
+
+def grpc_input(name, array, region, offset=0, byte_size=None):
+    datatype = {"O": "BYTES"}.get(array.dtype.char, "FP32")
+    given = grpcclient.InferInput(name, list(array.shape), datatype)
+    return given.set_shared_memory(region, array.nbytes if byte_size is None else byte_size, offset=offset)
+
+
+def grpc_output(name, region, byte_size, offset=0):
+    output = grpcclient.InferRequestedOutput(name)
+    output.set_shared_memory(region, byte_size, offset=offset)
+    return output
+
+
+def test_grpc_reads_inputs_from_a_region_and_writes_outputs_to_another(grpc, make):
+    inputs = inputs_of("add_sub", 4)
+    size = inputs["INPUT0"].nbytes
+    source, target = make("source", 2 * size), make("target", 3 * size)
+    shm.set_shared_memory_region(source, [inputs["INPUT0"], inputs["INPUT1"]])
+    given = [grpc_input("INPUT0", inputs["INPUT0"], "source"), grpc_input("INPUT1", inputs["INPUT1"], "source", size)]
+    wanted = expected("add_sub", inputs)
+    result = grpc.infer("add_sub", given, outputs=[grpc_output("OUTPUT0", "target", size), grpcclient.InferRequestedOutput("OUTPUT1")])
+    told = result.get_output("OUTPUT0")
+    assert_same(shm.get_contents_as_numpy(target, np.float32, list(told.shape)), wanted["OUTPUT0"])
+    assert_same(result.as_numpy("OUTPUT1"), wanted["OUTPUT1"])
+    # One input in the region, one in the message.
+    plain = grpcclient.InferInput("INPUT0", list(inputs["INPUT0"].shape), "FP32").set_data_from_numpy(inputs["INPUT0"])
+    grpc.infer("add_sub", [plain, given[1]], outputs=[grpc_output("OUTPUT1", "target", 2 * size, size)])
+    assert_same(shm.get_contents_as_numpy(target, np.float32, [4, 16], offset=size), wanted["OUTPUT1"])
+
+
+def test_a_grpc_stream_uses_regions(grpc, make):
+    array = inputs_of("identity", 2)["INPUT0"]
+    region = make("both", 3 * array.nbytes)
+    shm.set_shared_memory_region(region, [array])
+    answers = queue.Queue()
+    grpc.start_stream(lambda result, error: answers.put((result, error)))
+    output = [grpc_output("OUTPUT0", "both", array.nbytes, array.nbytes)]
+    grpc.async_stream_infer("identity", [grpc_input("INPUT0", array, "both")], outputs=output)
+    grpc.async_stream_infer("identity", [grpc_input("INPUT0", array, "nowhere")], outputs=output)
+    assert answers.get(timeout=10)[1] is None
+    assert "Unable to find shared memory region: 'nowhere'" in str(answers.get(timeout=10)[1])
+    grpc.stop_stream()
+    assert_same(shm.get_contents_as_numpy(region, np.float32, [2, 16], offset=array.nbytes), array)
+
+
+def test_strings_over_grpc(grpc, make):
+    array = np.array(TEXTS, dtype=object)
+    serialized = serialize_byte_tensor(array)
+    size = serialized_byte_size(serialized)
+    region = make("strings", 4096)
+    shm.set_shared_memory_region(region, [serialized])
+    name, wanted = next(iter(expected("text", {"TEXT": array}).items()))
+    grpc.infer("text", [grpc_input("TEXT", array, "strings", byte_size=size)], outputs=[grpc_output(name, "strings", 1024, 1024)])
+    assert_same(shm.get_contents_as_numpy(region, wanted.dtype, wanted.shape, offset=1024), wanted, name)
+
+
+def test_regions_are_registered_listed_and_forgotten_over_grpc(grpc, sharing):
+    key = f"/rh_{os.getpid()}_own"
+    handle = shm.create_shared_memory_region("own", key, 128)
+    try:
+        grpc.register_system_shared_memory("own", key, 128)
+        with pytest.raises(InferenceServerException, match="already in manager"):
+            grpc.register_system_shared_memory("own", key, 128)
+        region = grpc.get_system_shared_memory_status("own").regions["own"]
+        assert (region.name, region.key, region.offset, region.byte_size) == ("own", key, 0, 128)
+        assert list(grpc.get_system_shared_memory_status().regions) == ["own"]
+        grpc.unregister_system_shared_memory("own")
+        with pytest.raises(InferenceServerException, match="Unable to find system shared memory region: 'own'"):
+            grpc.get_system_shared_memory_status("own")
+        grpc.unregister_system_shared_memory()
+        assert not grpc.get_cuda_shared_memory_status().regions
+        with pytest.raises(InferenceServerException) as refused:
+            grpc.register_cuda_shared_memory("cuda", base64.b64encode(bytes(64)), 0, 128)
+        assert refused.value.status() == "StatusCode.UNIMPLEMENTED"
+        assert "system_shared_memory" in grpc.get_server_metadata().extensions
+    finally:
+        shm.destroy_shared_memory_region(handle)
+
+
+def test_what_is_out_of_bounds_is_refused_over_grpc(grpc, make):
+    array = inputs_of("identity", 1)["INPUT0"]
+    region = make("small", 64)
+    shm.set_shared_memory_region(region, [array])
+    whole = grpc_input("INPUT0", array, "small")
+    for given, output, text in [
+        (grpc_input("INPUT0", array, "small", 4), None, "Invalid offset \\+ byte size"),
+        (grpc_input("INPUT0", array, "small", byte_size=2**62), None, "mismatch"),
+        (grpc_input("INPUT0", array, "other"), None, "Unable to find shared memory region: 'other'"),
+        (whole, grpc_output("OUTPUT0", "small", 32), "should be at least 64 bytes to hold the results"),
+        (whole, grpc_output("OUTPUT0", "small", 64, 2**62), "Invalid offset for shared memory"),
+    ]:
+        with pytest.raises(InferenceServerException, match=text):
+            grpc.infer("identity", [given], outputs=output and [output])
+    assert_same(shm.get_contents_as_numpy(region, np.float32, [1, 16]), array)

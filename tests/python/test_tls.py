@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 import requests
+import tritonclient.grpc
 import tritonclient.http
 from harness import EXAMPLES, assert_same, inputs_of, running_server
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
@@ -28,6 +29,7 @@ def certificates(tmp_path_factory):
         signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"]
         files = ["-keyout", f"{name}.key", "-out", f"{name}.crt"]
         openssl(folder, "req", "-x509", *new, *signed, *files, "-subj", f"/CN={name}", "-addext", extension)
+    openssl(folder, "req", "-x509", *new, "-keyout", "stranger.key", "-out", "stranger.crt", "-subj", "/CN=stranger")
     return folder
 
 
@@ -88,3 +90,28 @@ def test_requests_learns_what_it_may_not(secured, certificates):
     assert (answer.status_code, answer.json()["code"]) == (403, "permission_denied")
     plain = requests.get(f"http://{secured.http}/v2/health/live", timeout=10)
     assert (plain.status_code, plain.text) == (400, "this port speaks TLS: use https://\n")
+
+
+def connect_grpc(server, certificates, authority="ca.crt", own="client"):
+    files = {"root_certificates": str(certificates / authority)}
+    if own:
+        files |= {"private_key": str(certificates / f"{own}.key"), "certificate_chain": str(certificates / f"{own}.crt")}
+    return tritonclient.grpc.InferenceServerClient(server.grpc, ssl=True, **files)
+
+
+def test_grpc_takes_clients_of_the_authority_alone(secured, certificates):
+    [(name, array)] = inputs_of("identity", 2).items()
+    tensor = tritonclient.grpc.InferInput(name, array.shape, np_to_triton_dtype(array.dtype)).set_data_from_numpy(array)
+    token = {"authorization": f"Bearer {TOKEN}"}
+    with connect_grpc(secured, certificates) as client:
+        result = client.infer("identity", [tensor], headers=token)
+        assert_same(result.as_numpy(result.get_response().outputs[0].name), array)
+        with pytest.raises(InferenceServerException) as refused:
+            client.infer("identity", [tensor])
+        assert refused.value.status() == "StatusCode.UNAUTHENTICATED"
+    # No certificate, one of nobody's, and a server that another authority has not signed.
+    for options in ({"own": None}, {"own": "stranger"}, {"authority": "stranger.crt"}):
+        with connect_grpc(secured, certificates, **options) as client:
+            with pytest.raises(InferenceServerException) as refused:
+                client.infer("identity", [tensor], headers=token)
+            assert refused.value.status() == "StatusCode.UNAVAILABLE", options

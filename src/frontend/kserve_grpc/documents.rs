@@ -1,12 +1,10 @@
-//! Health, metadata, configuration and statistics as messages; and the calls that are not offered.
-
-use prost::Message;
+//! Health, metadata, configuration and statistics as messages.
 
 use super::config::ConfigAnswer;
 use super::proto::inference as pb;
 use super::{GrpcService, parameters};
 use crate::error::{Error, Result};
-use crate::frontend::kserve_http::documents::EXTENSIONS;
+use crate::frontend::kserve_http::documents::extensions;
 use crate::inference::Deadline;
 use crate::lifecycle::handle::{LoadedVersion, TensorMetadata};
 use crate::metrics::statistics::DurationSum;
@@ -37,14 +35,14 @@ pub(super) async fn model_ready(
 }
 
 pub(super) async fn server_metadata(
-    _: &GrpcService,
+    grpc: &GrpcService,
     _: pb::ServerMetadataRequest,
     _: By,
 ) -> Result<pb::ServerMetadataResponse> {
     Ok(pb::ServerMetadataResponse {
         name: server::NAME.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        extensions: EXTENSIONS.iter().map(|extension| (*extension).to_owned()).collect(),
+        extensions: extensions(grpc.server()).map(str::to_owned).collect(),
     })
 }
 
@@ -147,23 +145,4 @@ fn statistics(loaded: &LoadedVersion) -> pb::ModelStatistics {
         batch_stats: batches.collect(),
         ..pb::ModelStatistics::default()
     }
-}
-
-/// Any message, of which nothing is looked at.
-pub(super) type Unread = ();
-
-pub(super) async fn no_shared_memory(_: &GrpcService, _: Unread, _: By) -> Result<impl Message + use<>> {
-    Err::<(), _>(Error::unsupported("shared memory is not offered: send tensors in the message"))
-}
-
-pub(super) async fn no_trace_setting(
-    _: &GrpcService,
-    _: pb::TraceSettingRequest,
-    _: By,
-) -> Result<impl Message + use<>> {
-    Err::<(), _>(Error::unsupported("trace settings cannot be changed here"))
-}
-
-pub(super) async fn no_log_settings(_: &GrpcService, _: Unread, _: By) -> Result<impl Message + use<>> {
-    Err::<(), _>(Error::unsupported("log settings cannot be changed here: start the server with --log"))
 }

@@ -1,5 +1,6 @@
 //! `ModelInfer`: read, decode, find the model, run, encode.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderValue, Request, Response};
@@ -7,21 +8,30 @@ use hyper::body::Incoming;
 
 use super::super::compression::{self, Encoding};
 use super::super::provenance::Provenance;
+use super::super::shared_tensors::{self, Most, OutputPlaces};
 use super::super::tensor_body;
+use super::super::trace_headers::{Sending, caller};
 use super::messages::{self, ENCODING, Messages};
 use super::reply::{self, GrpcBody};
+use super::request::Decoded;
 use super::response::{Pieces, Wrapping, encode};
 use super::rights::CallError;
 use super::{GrpcService, request, request_id};
 use crate::error::{Error, Result};
+use crate::telemetry::trace::activity::Activity;
+use crate::telemetry::trace::record::Trace;
 
 impl GrpcService {
     /// Answers an inference, errors included.
     pub(super) async fn infer(&self, request: Request<Incoming>, arrived: Instant) -> Response<GrpcBody> {
         let (head, body) = request.into_parts();
-        match self.try_infer(&head.headers, body, arrived).await {
+        let mut trace = None;
+        match self.try_infer(&head.headers, body, arrived, &mut trace).await {
             Ok(response) => response,
-            Err(error) => error.answer("ModelInfer", &head.headers),
+            Err(error) => {
+                error.trace(trace.as_deref());
+                error.answer("ModelInfer", &head.headers)
+            }
         }
     }
 
@@ -30,12 +40,15 @@ impl GrpcService {
         headers: &HeaderMap,
         body: Incoming,
         arrived: Instant,
+        trace: &mut Option<Arc<Trace>>,
     ) -> Result<Response<GrpcBody>, CallError> {
         let at_first = self.deadline(arrived, None, headers)?;
         let message = Messages::new(headers, body, self.0.config.max_message_bytes)?.only(at_first).await?;
         let mut decoded = request::decode(&message, &self.0.tensor_limits)?;
         drop(message);
         self.check_inference(headers, &decoded.model)?;
+        *trace = self.sample(&decoded.model, headers, arrived);
+        decoded.request.trace.clone_from(trace);
         let deadline = self.deadline(arrived, decoded.timeout, headers)?;
         decoded.request.deadline = deadline;
         let handle = self.server().model(&decoded.model, decoded.version, deadline).await?;
@@ -43,8 +56,10 @@ impl GrpcService {
             let text = "ModelInfer RPC doesn't support models with decoupled transaction policy";
             return Err(Error::unsupported(text).into());
         }
+        let places = self.take_shared(&mut decoded).await?;
         let mut response = self.server().infer(&handle, decoded.request, arrived).await?;
         tensor_body::classify(&mut response, &decoded.format, &handle)?;
+        let response = shared_tensors::put(response, places).await?;
         let provenance = Provenance::of(&handle);
         drop(handle);
         tracing::debug!(
@@ -54,13 +69,30 @@ impl GrpcService {
             us = u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX),
             "inference answered"
         );
-        let (pieces, coding) = self.compressed(encode(response, Wrapping::Unary), headers).await?;
-        let mut response = reply::message(pieces);
+        let message = encode(response, &decoded.format, Wrapping::Unary);
+        let (pieces, coding) = self.compressed(message, headers).await?;
+        let mut response = reply::traced_message(pieces, trace.clone().map(Sending::start_grpc));
         provenance.write(response.headers_mut());
         if let Some(coding) = coding {
             response.headers_mut().insert(ENCODING, coding);
         }
         Ok(response)
+    }
+
+    /// A trace for a request whose message is there, if it is to be traced.
+    pub(super) fn sample(&self, model: &str, headers: &HeaderMap, arrived: Instant) -> Option<Arc<Trace>> {
+        let trace = self.server().sample(model, || caller(headers), arrived)?;
+        trace.mark(Activity::GrpcWaitreadStart, arrived);
+        trace.mark(Activity::GrpcWaitreadEnd, Instant::now());
+        Some(trace)
+    }
+
+    /// Reads the inputs that lie in shared memory, and finds the places of outputs there.
+    pub(super) async fn take_shared(&self, decoded: &mut Decoded) -> Result<OutputPlaces> {
+        let inputs = std::mem::take(&mut decoded.shared_inputs);
+        let most = Most { bytes: self.0.config.max_message_bytes, flag: "--grpc-max-message-bytes" };
+        let memory = self.server().shared_memory();
+        shared_tensors::take(memory, &mut decoded.request, inputs, &decoded.format, most).await
     }
 
     /// How the answers to a call are compressed.

@@ -18,6 +18,8 @@ mod repository;
 pub mod request;
 pub mod response;
 mod rights;
+mod settings;
+mod shared_memory;
 mod stream;
 mod wire;
 
@@ -65,8 +67,15 @@ const INFERENCE: &str = "/inference.GRPCInferenceService/";
 const HEALTH: &str = "/grpc.health.v1.Health/";
 const REFLECTION: &str = "/grpc.reflection.";
 
-/// The largest frame, in bytes: large tensors come in few of them.
-const FRAME: u32 = 1 << 20;
+/// The largest frame, in bytes: large tensors come in few of them, and one of 1 MiB with what stands before it in one.
+const FRAME: u32 = 2 << 20;
+
+/// Bytes of one call that may come before they are read: a message that is a little longer than the window would wait for
+/// the way there and back with its last bytes.
+const CALL_WINDOW: u32 = 4 << 20;
+
+/// The same of all calls of a connection.
+const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// The largest message of a call that is no inference.
 const CONTROL_BYTES: usize = 4 << 20;
@@ -102,6 +111,8 @@ impl GrpcService {
             max_concurrent_streams: config.max_concurrent_streams,
             keepalive_interval: config.keepalive_time,
             keepalive_timeout: config.keepalive_timeout,
+            stream_window: CALL_WINDOW,
+            connection_window: CONNECTION_WINDOW,
             frame: FRAME,
             idle: None,
             ..Http2Options::default()
@@ -162,14 +173,14 @@ impl GrpcService {
             "RepositoryIndex" => repository::index,
             "RepositoryModelLoad" => repository::load,
             "RepositoryModelUnload" => repository::unload,
-            "SystemSharedMemoryStatus" => documents::no_shared_memory,
-            "SystemSharedMemoryRegister" => documents::no_shared_memory,
-            "SystemSharedMemoryUnregister" => documents::no_shared_memory,
-            "CudaSharedMemoryStatus" => documents::no_shared_memory,
-            "CudaSharedMemoryRegister" => documents::no_shared_memory,
-            "CudaSharedMemoryUnregister" => documents::no_shared_memory,
-            "TraceSetting" => documents::no_trace_setting,
-            "LogSettings" => documents::no_log_settings,
+            "SystemSharedMemoryStatus" => shared_memory::system_status,
+            "SystemSharedMemoryRegister" => shared_memory::register_system,
+            "SystemSharedMemoryUnregister" => shared_memory::unregister_system,
+            "CudaSharedMemoryStatus" => shared_memory::cuda_status,
+            "CudaSharedMemoryRegister" => shared_memory::register_cuda,
+            "CudaSharedMemoryUnregister" => shared_memory::unregister_cuda,
+            "TraceSetting" => settings::trace,
+            "LogSettings" => settings::logging,
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use compact_str::CompactString;
 
 use super::super::tensor_json::Limits;
+use super::super::tensor_json::shared::SharedParameters;
 use super::wire::{Fields, Value, put_bytes, put_varint, varint_length, wrong_type};
 use crate::error::{Error, Result};
 use crate::inference::{InferenceRequest, ParameterValue, Parameters};
@@ -107,6 +108,32 @@ pub(super) fn take(
             )));
         }
         _ => keep(key, value, request),
+    }
+    Ok(())
+}
+
+/// Takes in one of the parameters that say where in shared memory a tensor lies. The texts are Triton's.
+pub(super) fn take_shared(
+    key: &str,
+    value: ParameterValue,
+    shared: &mut SharedParameters,
+    limits: &Limits,
+) -> Result<()> {
+    let wrong = |expected| Error::invalid(format!("invalid value type for '{key}' parameter, expected {expected}."));
+    match key {
+        "shared_memory_region" => match value {
+            ParameterValue::String(region) => {
+                name(&region, "a shared memory region", limits)?;
+                shared.region = Some(region);
+            }
+            _ => return Err(wrong("string_param")),
+        },
+        "shared_memory_offset" | "shared_memory_byte_size" => {
+            let number = unsigned(&value).ok_or_else(|| wrong("int64_param or uint64_param"))?;
+            let place = if key == "shared_memory_offset" { &mut shared.offset } else { &mut shared.byte_size };
+            *place = Some(number);
+        }
+        _ => {}
     }
     Ok(())
 }

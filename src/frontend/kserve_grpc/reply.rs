@@ -15,6 +15,7 @@ use super::response::Pieces;
 use super::stream::InferStream;
 use crate::error::{Error, ErrorKind};
 use crate::frontend::status::grpc_status;
+use crate::frontend::trace_headers::Sending;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
@@ -25,7 +26,7 @@ enum Inner {
     /// Nothing: the status is in the head.
     Empty,
     /// One message, then the status OK.
-    Message { pieces: smallvec::IntoIter<[Bytes; 3]>, ended: bool },
+    Message { pieces: smallvec::IntoIter<[Bytes; 3]>, ended: bool, sending: Option<Sending> },
     /// The answers of a stream of inferences.
     Infer(Box<InferStream>),
     /// Messages as they come, then the status OK.
@@ -44,11 +45,12 @@ impl Body for GrpcBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match &mut self.0 {
             Inner::Empty => Poll::Ready(None),
-            Inner::Message { pieces, ended } => Poll::Ready(match pieces.next() {
+            Inner::Message { pieces, ended, sending } => Poll::Ready(match pieces.next() {
                 Some(piece) => Some(Ok(Frame::data(piece))),
                 None if *ended => None,
                 None => {
                     *ended = true;
+                    *sending = None;
                     Some(Ok(Frame::trailers(ok())))
                 }
             }),
@@ -104,7 +106,12 @@ fn head(body: GrpcBody) -> Response<GrpcBody> {
 
 /// One message.
 pub(super) fn message(pieces: Pieces) -> Response<GrpcBody> {
-    head(GrpcBody(Inner::Message { pieces: pieces.into_iter(), ended: false }))
+    traced_message(pieces, None)
+}
+
+/// One message, whose request's trace says when it has left.
+pub(super) fn traced_message(pieces: Pieces, sending: Option<Sending>) -> Response<GrpcBody> {
+    head(GrpcBody(Inner::Message { pieces: pieces.into_iter(), ended: false, sending }))
 }
 
 /// The answers of a stream.

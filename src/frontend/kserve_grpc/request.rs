@@ -7,12 +7,14 @@ use bytes::Bytes;
 use compact_str::CompactString;
 use smallvec::SmallVec;
 
-use super::super::tensor_json::{Limits, OutputFormat, ResponseFormat};
+use super::super::tensor_json::shared::{SharedParameters, check_size, is_shared};
+use super::super::tensor_json::{Limits, OutputFormat, ResponseFormat, SharedInput};
 use super::contents::{self, Place};
 use super::parameters::{self, Understood};
 use super::wire::{Fields, Value, wrong_type};
 use crate::error::{Error, Result};
 use crate::inference::{InferenceRequest, NamedTensor, Version};
+use crate::server::shared_memory::RegionSpec;
 use crate::tensor::{DataType, Shape, Tensor};
 
 /// A request as it came, with what concerns the front end alone beside it.
@@ -26,8 +28,10 @@ pub struct Decoded {
     pub request: InferenceRequest,
     /// The `timeout` parameter; `None` if absent or 0.
     pub timeout: Option<Duration>,
-    /// The outputs that are to be reduced to their top classes.
+    /// The outputs that are to be reduced to their top classes, or written to shared memory.
     pub format: ResponseFormat,
+    /// The inputs that lie in shared memory; not among the request's until somebody has read them.
+    pub shared_inputs: Vec<SharedInput>,
     /// Whether a decoupled model's end without more to say is to be a message of its own.
     pub empty_final: bool,
 }
@@ -38,6 +42,8 @@ struct Input<'a> {
     data_type: &'a str,
     shape: Shape,
     contents: SmallVec<[&'a [u8]; 1]>,
+    /// Where in shared memory it lies, if it does.
+    place: Option<RegionSpec>,
 }
 
 /// Reads a message.
@@ -79,21 +85,27 @@ pub fn decode(message: &Bytes, limits: &Limits) -> Result<Decoded> {
     decoded.timeout = understood.timeout;
     decoded.empty_final = understood.empty_final;
     let model = decoded.model.as_str();
-    if !raw.is_empty() && raw.len() != inputs.len() {
+    let in_message = inputs.iter().filter(|input| input.place.is_none());
+    if !raw.is_empty() && raw.len() != in_message.clone().count() {
         // Triton's text where there is too little; it lets too much pass.
-        return Err(match inputs.get(raw.len()) {
+        return Err(match in_message.clone().nth(raw.len()) {
             Some(input) => no_data(input.name, model),
             None => Error::invalid(format!(
                 "expected one of raw_input_contents for each of the {} inputs of a request for model '{model}', got {}",
-                inputs.len(),
+                in_message.count(),
                 raw.len()
             )),
         });
     }
     let mut raw = raw.into_iter();
-    for input in inputs {
-        let tensor = tensor(message, &input, raw.next(), model, limits)?;
-        decoded.request.inputs.push(NamedTensor { name: input.name.into(), tensor });
+    for mut input in inputs {
+        match input.place.take() {
+            Some(place) => decoded.shared_inputs.push(shared_input(place, input, model)?),
+            None => {
+                let tensor = tensor(message, &input, raw.next(), model, limits)?;
+                decoded.request.inputs.push(NamedTensor { name: input.name.into(), tensor });
+            }
+        }
     }
     Ok(decoded)
 }
@@ -113,7 +125,8 @@ pub(super) fn id_of(message: &[u8]) -> CompactString {
 }
 
 fn read_input<'a>(message: &'a [u8], limits: &Limits) -> Result<Input<'a>> {
-    let mut input = Input { name: "", data_type: "", shape: Shape::default(), contents: SmallVec::new() };
+    let mut input = Input { name: "", data_type: "", shape: Shape::default(), contents: SmallVec::new(), place: None };
+    let mut shared = SharedParameters::default();
     let mut parameters = 0;
     let mut fields = Fields(message);
     while let Some((number, value)) = fields.next()? {
@@ -133,8 +146,10 @@ fn read_input<'a>(message: &'a [u8], limits: &Limits) -> Result<Input<'a>> {
             },
             4 => {
                 parameters::count(&mut parameters, limits)?;
-                let (key, _) = parameters::read_entry(value.bytes("inputs.parameters")?, limits)?;
-                refuse_shared_memory(key, "an input")?;
+                let (key, value) = parameters::read_entry(value.bytes("inputs.parameters")?, limits)?;
+                if is_shared(key) {
+                    parameters::take_shared(key, value, &mut shared, limits)?;
+                }
             }
             5 => {
                 check_count(input.contents.len(), "parts of contents", limits)?;
@@ -143,6 +158,7 @@ fn read_input<'a>(message: &'a [u8], limits: &Limits) -> Result<Input<'a>> {
             _ => {}
         }
     }
+    input.place = shared.finish(input.name)?;
     Ok(input)
 }
 
@@ -156,6 +172,7 @@ fn push_dim(input: &mut Input<'_>, dim: u64, limits: &Limits) -> Result<()> {
 
 fn read_output(message: &[u8], limits: &Limits, decoded: &mut Decoded) -> Result<()> {
     let (mut name, mut classification, mut parameters) = ("", None, 0);
+    let mut shared = SharedParameters::default();
     let mut fields = Fields(message);
     while let Some((number, value)) = fields.next()? {
         match number {
@@ -163,8 +180,9 @@ fn read_output(message: &[u8], limits: &Limits, decoded: &mut Decoded) -> Result
             2 => {
                 parameters::count(&mut parameters, limits)?;
                 let (key, value) = parameters::read_entry(value.bytes("outputs.parameters")?, limits)?;
-                refuse_shared_memory(key, "an output")?;
-                if key == "classification" {
+                if is_shared(key) {
+                    parameters::take_shared(key, value, &mut shared, limits)?;
+                } else if key == "classification" {
                     let count = parameters::unsigned(&value).and_then(|count| u32::try_from(count).ok());
                     classification = Some(count.filter(|count| *count > 0).ok_or_else(|| {
                         Error::invalid(
@@ -181,8 +199,13 @@ fn read_output(message: &[u8], limits: &Limits, decoded: &mut Decoded) -> Result
     if decoded.request.outputs.len() < SHORT && decoded.request.outputs.contains(&name) {
         return Err(Error::invalid(format!("requested output '{name}' is given twice")));
     }
-    if classification.is_some() {
-        decoded.format.outputs.push(OutputFormat { name: name.clone(), binary: None, classification, shared: None });
+    let shared = shared.finish(&name)?;
+    if shared.is_some() && classification.is_some() {
+        // Triton's text over HTTP.
+        return Err(Error::invalid("Output can't set both 'shared_memory_region' and 'classification'"));
+    }
+    if classification.is_some() || shared.is_some() {
+        decoded.format.outputs.push(OutputFormat { name: name.clone(), binary: None, classification, shared });
     }
     decoded.request.outputs.push(name);
     Ok(())
@@ -211,18 +234,23 @@ fn tensor(message: &Bytes, input: &Input<'_>, raw: Option<&[u8]>, model: &str, l
         .map_err(|error| Error::new(error.kind(), format!("unexpected size for input '{name}': {error}")))
 }
 
+/// An input that lies in shared memory.
+fn shared_input(place: RegionSpec, input: Input<'_>, model: &str) -> Result<SharedInput> {
+    let Input { name, data_type, shape, contents, .. } = input;
+    let within = |error: Error| Error::new(error.kind(), format!("input '{name}': {error}"));
+    if !contents.is_empty() {
+        return Err(Error::invalid(format!(
+            "unexpected 'content' provided when using shared memory for input tensor '{name}' for model '{model}'"
+        )));
+    }
+    let data_type: DataType = data_type.parse().map_err(within)?;
+    check_size(name, data_type, &shape, place.byte_size)?;
+    Ok(SharedInput { name: name.into(), data_type, shape, place })
+}
+
 #[cold]
 fn no_data(input: &str, model: &str) -> Error {
     Error::invalid(format!("unable to find data for input tensor '{input}' for model '{model}' in request."))
-}
-
-fn refuse_shared_memory(key: &str, of: &str) -> Result<()> {
-    if key.starts_with("shared_memory_") {
-        return Err(Error::unsupported(format!(
-            "parameter '{key}' of {of}: shared memory is not offered here, send the tensor in the message"
-        )));
-    }
-    Ok(())
 }
 
 fn check_count(count: usize, what: &str, limits: &Limits) -> Result<()> {

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use compact_str::CompactString;
 use smallvec::SmallVec;
 
+use super::super::tensor_json::ResponseFormat;
 use super::parameters;
 use super::wire::{put_bytes, put_length, put_text, put_varint, varint_length};
 use crate::inference::{InferenceResponse, NamedTensor, ParameterValue};
@@ -28,15 +29,19 @@ pub enum Wrapping {
     Stream,
 }
 
-/// Writes an answer.
+/// Writes an answer. Outputs that `format` has in shared memory, where they are already, have contents of no bytes, as in
+/// Triton: clients find an output's contents by its place.
 #[must_use]
-pub fn encode(mut response: InferenceResponse, wrapping: Wrapping) -> Pieces {
+pub fn encode(mut response: InferenceResponse, format: &ResponseFormat, wrapping: Wrapping) -> Pieces {
     if wrapping == Wrapping::Stream {
         let last = (CompactString::const_new("triton_final_response"), ParameterValue::Bool(response.last));
         response.parameters.push(last);
     }
-    let small: usize =
-        response.outputs.iter().map(|output| output.tensor.data().len()).filter(|size| *size < LARGE).sum();
+    let length = |output: &NamedTensor| match format.shared(&output.name) {
+        None => output.tensor.data().len(),
+        Some(_) => 0,
+    };
+    let small: usize = response.outputs.iter().map(length).filter(|size| *size < LARGE).sum();
     let mut out = Vec::with_capacity(HEADROOM + 160 + small + response.outputs.len() * 96);
     out.resize(HEADROOM, 0);
     put_text(&mut out, 1, &response.model.name);
@@ -46,17 +51,12 @@ pub fn encode(mut response: InferenceResponse, wrapping: Wrapping) -> Pieces {
     for output in &response.outputs {
         put_output(&mut out, output);
     }
-    let contents: usize = response
-        .outputs
-        .iter()
-        .map(|output| output.tensor.data().len())
-        .map(|size| 1 + varint_length(size as u64) + size)
-        .sum();
+    let contents: usize = response.outputs.iter().map(length).map(|size| 1 + varint_length(size as u64) + size).sum();
     let start = put_heads(&mut out, contents, wrapping);
     let mut pieces = Pieces::new();
     let mut from = start;
     for output in response.outputs {
-        let data = output.tensor.into_data();
+        let data = if length(&output) == 0 { Bytes::new() } else { output.tensor.into_data() };
         put_length(&mut out, 6, data.len());
         if data.len() < LARGE {
             out.extend_from_slice(&data);

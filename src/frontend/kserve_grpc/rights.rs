@@ -12,6 +12,7 @@ use super::{GrpcService, HEALTH, INFERENCE, log_failure};
 use crate::error::Error;
 use crate::frontend::access::{Class, Denied, EVERY_MODEL};
 use crate::frontend::status::grpc_status;
+use crate::telemetry::trace::record::Trace;
 
 /// The right that a call needs. What is no call here needs the least that a token has, so that nobody is told what there
 /// is.
@@ -72,7 +73,13 @@ subjects! {
     };
     // Without a model it is about the settings of the server.
     pb::TraceSettingRequest: |asked, class| (!asked.model_name.is_empty()).then_some((class, &asked.model_name));
-    (): |(), _| None;
+    pb::SystemSharedMemoryStatusRequest: |_, _| None;
+    pb::SystemSharedMemoryRegisterRequest: |_, _| None;
+    pb::SystemSharedMemoryUnregisterRequest: |_, _| None;
+    pb::CudaSharedMemoryStatusRequest: |_, _| None;
+    pb::CudaSharedMemoryRegisterRequest: |_, _| None;
+    pb::CudaSharedMemoryUnregisterRequest: |_, _| None;
+    pb::LogSettingsRequest: |_, _| None;
 }
 
 /// A list of all models where no name is given.
@@ -127,6 +134,13 @@ impl CallError {
         match self {
             Self::Failed(error) => reply::error(error),
             Self::Denied(_) => reply::status(&self.status()),
+        }
+    }
+
+    /// Says in the request's trace that it failed.
+    pub(super) fn trace(&self, trace: Option<&Trace>) {
+        if let (Self::Failed(error), Some(trace)) = (self, trace) {
+            trace.failed(error);
         }
     }
 

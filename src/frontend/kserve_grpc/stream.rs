@@ -4,6 +4,8 @@
 //! The body of the answer is what runs it all: no task and no channel stand beside it. While the caller does not read,
 //! nothing is taken in; and where the call ends, however it ends, what was under way is dropped with it.
 
+mod run;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -12,7 +14,6 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use compact_str::CompactString;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, FuturesUnordered};
@@ -23,21 +24,15 @@ use tokio::time::Sleep;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Code, Status};
 
-use super::super::compression::Encoding;
-use super::super::tensor_body;
-use super::super::tensor_json::ResponseFormat;
-use super::infer::compress;
+use self::run::{Answer, Calls, Event, Started};
+use super::super::trace_headers::Sending;
 use super::messages::{ENCODING, Messages};
 use super::reply::{self, GrpcBody};
-use super::request::{Decoded, decode, id_of};
-use super::response::{Pieces, Wrapping, encode, encode_error};
-use super::rights::CallError;
+use super::response::encode_error;
 use super::{GrpcService, log_failure};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::frontend::status::grpc_status;
-use crate::inference::{Deadline, InferenceResponse};
-use crate::lifecycle::handle::ModelHandle;
-use crate::server::responses::Responses;
+use crate::inference::Deadline;
 
 /// Requests of one call that are under way at a time.
 const IN_FLIGHT: usize = 128;
@@ -101,56 +96,6 @@ impl GrpcService {
     }
 }
 
-/// What went wrong, and the id of the request.
-type Failed = (CallError, CompactString);
-
-/// What goes out; nothing for an end that nobody asked to be told of.
-type Answer = Result<Option<Pieces>, Failed>;
-
-/// What the requests of one call share.
-struct Calls {
-    grpc: GrpcService,
-    /// Who calls: asked for each request, since tokens are taken back while streams last.
-    headers: HeaderMap,
-    /// When the call as a whole must be over.
-    limit: Option<Deadline>,
-    /// How answers are compressed.
-    encoding: Encoding,
-    /// Whether an error ends the call with its status (`triton_grpc_error: true`) instead of being an item.
-    errors_end_it: bool,
-}
-
-/// A request that has its model and is about to run.
-struct Started {
-    handle: ModelHandle,
-    decoded: Decoded,
-    arrived: Instant,
-    bytes: usize,
-}
-
-/// What became of one step of a request.
-struct Event {
-    /// The request's number; of no meaning for a decoupled model's.
-    number: u64,
-    /// Bytes of its message.
-    bytes: usize,
-    /// What goes out.
-    answer: Answer,
-    /// The rest of a decoupled model's answers, the last one apart.
-    rest: Option<Rest>,
-    decoupled: bool,
-}
-
-/// The answers of a decoupled model that are to come.
-struct Rest {
-    responses: Responses,
-    /// What they are classified by.
-    classes: Option<(ModelHandle, ResponseFormat)>,
-    id: CompactString,
-    empty_final: bool,
-    bytes: usize,
-}
-
 /// A request's place in the order of answers.
 enum Place {
     Waiting,
@@ -171,7 +116,7 @@ pub(super) struct InferStream {
     /// The requests; none after the last.
     messages: Option<BoxStream<'static, Result<Bytes>>>,
     /// The one request whose model is being found: requests of a sequence must not overtake each other.
-    starting: Option<BoxFuture<'static, Result<Started, (usize, Failed)>>>,
+    starting: Option<BoxFuture<'static, Result<Started, (usize, Answer)>>>,
     running: FuturesUnordered<BoxFuture<'static, Event>>,
     /// The number of the request in the first place.
     first: u64,
@@ -180,7 +125,8 @@ pub(super) struct InferStream {
     decoupled: usize,
     /// Bytes of the messages under way.
     bytes: usize,
-    ready: VecDeque<Bytes>,
+    /// Pieces that are to go out; the last of a traced answer says when it has.
+    ready: VecDeque<(Bytes, Option<Sending>)>,
     deadline: Option<Pin<Box<Sleep>>>,
     stopping: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     status: Status,
@@ -195,7 +141,7 @@ impl InferStream {
     /// The next piece, or the status at the end.
     pub(super) fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
         loop {
-            if let Some(piece) = self.ready.pop_front() {
+            if let Some((piece, _sent)) = self.ready.pop_front() {
                 return Poll::Ready(Some(Frame::data(piece)));
             }
             match self.progress {
@@ -232,7 +178,7 @@ impl InferStream {
             && let Poll::Ready(message) = messages.as_mut().poll_next(context)
         {
             match message {
-                Some(Ok(message)) => self.start(message),
+                Some(Ok(message)) => self.start(&message),
                 Some(Err(error)) => self.end(grpc_status(&error)),
                 None => self.messages = None,
             }
@@ -278,36 +224,19 @@ impl InferStream {
     }
 
     /// Reads a request and looks for its model.
-    fn start(&mut self, message: Bytes) {
-        let calls = Arc::clone(&self.calls);
-        let arrived = Instant::now();
-        let bytes = message.len();
-        self.bytes += bytes;
-        let decoded = decode(&message, &calls.grpc.0.tensor_limits).map_err(|error| (error.into(), id_of(&message)));
-        drop(message);
-        self.starting = Some(Box::pin(async move {
-            let mut decoded = decoded.map_err(|failed| (bytes, failed))?;
-            if let Err(denied) = calls.grpc.check_inference(&calls.headers, &decoded.model) {
-                return Err((bytes, (denied.into(), decoded.request.id)));
-            }
-            let own = [decoded.timeout, calls.grpc.0.limits.timeout].into_iter().flatten().min();
-            let own = own.and_then(|timeout| Deadline::after(arrived, timeout));
-            let deadline = own.into_iter().chain(calls.limit).min();
-            decoded.request.deadline = deadline;
-            match calls.grpc.server().model(&decoded.model, decoded.version, deadline).await {
-                Ok(handle) => Ok(Started { handle, decoded, arrived, bytes }),
-                Err(error) => Err((bytes, (error.into(), decoded.request.id))),
-            }
-        }));
+    fn start(&mut self, message: &Bytes) {
+        let read = self.calls.read(message);
+        self.bytes += read.bytes;
+        self.starting = Some(Box::pin(Arc::clone(&self.calls).start(read)));
     }
 
     /// Runs a request that has its model.
-    fn run(&mut self, started: Result<Started, (usize, Failed)>) {
+    fn run(&mut self, started: Result<Started, (usize, Answer)>) {
         let number = self.first + self.places.len() as u64;
         let calls = Arc::clone(&self.calls);
         match started {
-            Err((bytes, failed)) => {
-                self.places.push_back(Place::Done(bytes, Err(failed)));
+            Err((bytes, answer)) => {
+                self.places.push_back(Place::Done(bytes, answer));
                 self.flush();
             }
             Ok(started) if started.handle.config.decoupled => {
@@ -357,93 +286,24 @@ impl InferStream {
     }
 
     fn send(&mut self, answer: Answer) {
-        match answer {
-            Ok(pieces) => self.ready.extend(pieces.into_iter().flatten()),
+        let Answer { pieces, trace } = answer;
+        match pieces {
+            Ok(None) => {}
+            Ok(Some(pieces)) => {
+                self.ready.extend(pieces.into_iter().map(|piece| (piece, None)));
+                if let (Some(trace), Some((_, sending))) = (trace, self.ready.back_mut()) {
+                    *sending = Some(Sending::start_grpc(trace));
+                }
+            }
             Err((error, id)) => {
+                error.trace(trace.as_deref());
                 error.log("ModelStreamInfer", &self.calls.headers);
                 if self.calls.errors_end_it {
                     self.end(error.status());
                 } else {
-                    self.ready.extend(encode_error(&error.text(), &id));
+                    self.ready.extend(encode_error(&error.text(), &id).into_iter().map(|piece| (piece, None)));
                 }
             }
-        }
-    }
-}
-
-impl Calls {
-    /// The one answer of a model that is not decoupled.
-    async fn one(self: Arc<Self>, number: u64, started: Started) -> Event {
-        let Started { handle, decoded, arrived, bytes } = started;
-        let id = decoded.request.id.clone();
-        let answered = async {
-            let mut response = self.grpc.server().infer(&handle, decoded.request, arrived).await?;
-            tensor_body::classify(&mut response, &decoded.format, &handle)?;
-            drop(handle);
-            self.written(response).await.map(Some)
-        };
-        Event {
-            number,
-            bytes,
-            answer: answered.await.map_err(|error| (error.into(), id)),
-            rest: None,
-            decoupled: false,
-        }
-    }
-
-    /// The first of the answers of a decoupled model.
-    async fn begin_many(self: Arc<Self>, started: Started) -> Event {
-        let Started { handle, decoded, arrived, bytes } = started;
-        let Decoded { request, format, empty_final, model, .. } = decoded;
-        let (id, deadline) = (request.id.clone(), request.deadline);
-        let begun = async {
-            let classes = match format.outputs.is_empty() {
-                true => None,
-                false => {
-                    let second = self.grpc.server().model(&model, Some(handle.id.version), deadline).await?;
-                    Some((second, format))
-                }
-            };
-            let responses = self.grpc.server().infer_stream(handle, request, arrived).await?;
-            Ok::<_, Error>(Rest { responses, classes, id: id.clone(), empty_final, bytes })
-        };
-        match begun.await {
-            Ok(rest) => self.next_of_many(rest).await,
-            Err(error) => Event { number: 0, bytes, answer: Err((error.into(), id)), rest: None, decoupled: true },
-        }
-    }
-
-    /// The next of the answers of a decoupled model.
-    async fn next_of_many(self: Arc<Self>, mut rest: Rest) -> Event {
-        let (id, bytes) = (rest.id.clone(), rest.bytes);
-        let answered = async {
-            let Some(response) = rest.responses.next().await else { return Ok((None, None)) };
-            let mut response = response?;
-            let last = response.last;
-            let goes_out = !last || !response.outputs.is_empty() || rest.empty_final;
-            let written = match goes_out {
-                true => {
-                    if let Some((handle, format)) = &rest.classes {
-                        tensor_body::classify(&mut response, format, handle)?;
-                    }
-                    Some(self.written(response).await?)
-                }
-                false => None,
-            };
-            Ok((written, (!last).then_some(rest)))
-        };
-        let (answer, rest) = match answered.await {
-            Ok((written, rest)) => (Ok(written), rest),
-            Err(error) => (Err((CallError::Failed(error), id)), None),
-        };
-        Event { number: 0, bytes, answer, rest, decoupled: true }
-    }
-
-    async fn written(&self, response: InferenceResponse) -> Result<Pieces> {
-        let pieces = encode(response, Wrapping::Stream);
-        match (self.encoding, self.grpc.0.config.compression.level()) {
-            (Encoding::Identity, _) | (_, None) => Ok(pieces),
-            (encoding, Some(level)) => compress(pieces, encoding, level).await,
         }
     }
 }

@@ -13,12 +13,12 @@ use crate::lifecycle::handle::{LoadedVersion, TensorMetadata};
 use crate::lifecycle::state::ModelState;
 use crate::metrics::statistics::DurationSum;
 use crate::server;
-use crate::server::BackendStatus;
+use crate::server::{BackendStatus, InferenceServer};
 
 use super::super::status::Failure;
 
 /// The extensions of the protocol that are served.
-pub(in crate::frontend) const EXTENSIONS: &[&str] = &[
+const EXTENSIONS: &[&str] = &[
     "classification",
     "sequence",
     "model_repository",
@@ -33,6 +33,12 @@ pub(in crate::frontend) const EXTENSIONS: &[&str] = &[
 
 /// Those that are served where clients may use shared memory.
 const SHARED_MEMORY: &[&str] = &["system_shared_memory", "cuda_shared_memory"];
+
+/// The extensions that this server serves.
+pub(in crate::frontend) fn extensions(server: &InferenceServer) -> impl Iterator<Item = &'static str> + use<> {
+    let more = if server.shared_memory().is_allowed() { SHARED_MEMORY } else { &[] };
+    EXTENSIONS.iter().chain(more).copied()
+}
 
 pub(super) async fn live() -> Response {
     empty()
@@ -52,8 +58,7 @@ pub(super) async fn server_metadata(State(kserve): State<Kserve>) -> Response {
             Some(reason) => json!({"name": name, "available": false, "reason": reason}),
         })
         .collect();
-    let more = if kserve.server().shared_memory().is_allowed() { SHARED_MEMORY } else { &[] };
-    let extensions: Value = EXTENSIONS.iter().chain(more).copied().collect();
+    let extensions: Value = extensions(kserve.server()).collect();
     let body = json!({
         "name": server::NAME,
         "version": env!("CARGO_PKG_VERSION"),

@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use super::super::body::{self, Body, BodyLimits};
 use super::super::compression::{self, Encoding};
 use super::super::provenance::Provenance;
-use super::super::shared_tensors;
+use super::super::shared_tensors::{self, Most};
 use super::super::status::error_response;
 use super::super::tensor_body;
 use super::super::tensor_json::{DecodedRequest, EncodedResponse};
@@ -121,8 +121,10 @@ impl Kserve {
             (self.server().model(name, version, deadline).await?, decoded)
         };
         tensor_body::refuse_decoupled(&handle)?;
-        let places =
-            shared_tensors::take(self.server().shared_memory(), &mut decoded, self.0.limits.body_bytes).await?;
+        let inputs = std::mem::take(&mut decoded.shared_inputs);
+        let most = Most { bytes: self.0.limits.body_bytes, flag: "--max-body-bytes" };
+        let memory = self.server().shared_memory();
+        let places = shared_tensors::take(memory, &mut decoded.request, inputs, &decoded.format, most).await?;
         decoded.request.trace.clone_from(trace);
         let mut response = self.server().infer(&handle, decoded.request, arrived).await?;
         tensor_body::classify(&mut response, &decoded.format, &handle)?;

@@ -10,7 +10,7 @@ use super::elements::read_elements;
 use super::parameters::{
     boolean, check_name, check_once, count_parameter, read_request_parameters, refuse_duplicates, unsigned,
 };
-use super::shared::{SharedParameters, is_shared};
+use super::shared::{SharedParameters, check_size, is_shared};
 use super::{DecodedRequest, Limits, OutputFormat, ResponseFormat, SharedInput};
 use crate::error::{Error, Result};
 use crate::frontend::json::{Cursor, Kind, Number};
@@ -418,22 +418,8 @@ fn top_classes(cursor: &mut Cursor<'_>, key: &str) -> Result<u32> {
 }
 
 #[cold]
-fn too_many_elements(name: &str, shape: &Shape) -> Error {
+pub(super) fn too_many_elements(name: &str, shape: &Shape) -> Error {
     Error::invalid(format!("input '{name}': shape {shape} has more elements than can be counted"))
-}
-
-/// Checks that a tensor in shared memory has the bytes of its shape, before anything is read.
-fn check_size(name: &str, data_type: DataType, shape: &Shape, byte_size: u64) -> Result<()> {
-    let elements = shape.element_count().ok_or_else(|| too_many_elements(name, shape))?;
-    let Some(size) = data_type.size() else { return Ok(()) };
-    if elements.checked_mul(size).and_then(|bytes| u64::try_from(bytes).ok()) == Some(byte_size) {
-        return Ok(());
-    }
-    // Triton's text, without its model.
-    Err(Error::invalid(format!(
-        "input byte size mismatch for input '{name}'. Expected {}, got {byte_size}",
-        (elements as u128) * (size as u128)
-    )))
 }
 
 /// Triton's text, with the input's name behind it.

@@ -14,7 +14,7 @@ mod elements;
 mod encode;
 mod numbers;
 mod parameters;
-mod shared;
+pub mod shared;
 
 use std::time::Duration;
 

@@ -3,21 +3,26 @@
 use compact_str::CompactString;
 
 use super::Limits;
+use super::decode::too_many_elements;
 use super::parameters::{check_name, check_once, unsigned, wrong};
 use crate::error::{Error, Result};
 use crate::frontend::json::{Cursor, Kind};
 use crate::server::shared_memory::RegionSpec;
+use crate::tensor::{DataType, Shape};
 
 /// The parameters as far as they were read. Boxed where a tensor is read: few have any.
 #[derive(Debug, Default)]
-pub(super) struct SharedParameters {
-    region: Option<CompactString>,
-    offset: Option<u64>,
-    byte_size: Option<u64>,
+pub struct SharedParameters {
+    /// The region's name.
+    pub region: Option<CompactString>,
+    /// Where in the region the tensor begins, in bytes.
+    pub offset: Option<u64>,
+    /// The tensor's bytes.
+    pub byte_size: Option<u64>,
 }
 
 /// Whether a parameter is one of these.
-pub(super) fn is_shared(key: &str) -> bool {
+pub fn is_shared(key: &str) -> bool {
     key.starts_with("shared_memory_")
 }
 
@@ -48,7 +53,10 @@ impl SharedParameters {
     }
 
     /// What they say of the tensor of this name, if they say where it lies.
-    pub(super) fn finish(self, tensor: &str) -> Result<Option<RegionSpec>> {
+    ///
+    /// # Errors
+    /// `InvalidArgument` where one of them lacks another that it needs.
+    pub fn finish(self, tensor: &str) -> Result<Option<RegionSpec>> {
         match self {
             Self { region: Some(region), offset, byte_size: Some(byte_size) } => {
                 Ok(Some(RegionSpec { region, offset: offset.unwrap_or(0), byte_size }))
@@ -68,4 +76,21 @@ impl SharedParameters {
             }
         }
     }
+}
+
+/// Checks that a tensor in shared memory has the bytes of its shape, before anything is read.
+///
+/// # Errors
+/// `InvalidArgument` naming the input where it has not.
+pub fn check_size(name: &str, data_type: DataType, shape: &Shape, byte_size: u64) -> Result<()> {
+    let elements = shape.element_count().ok_or_else(|| too_many_elements(name, shape))?;
+    let Some(size) = data_type.size() else { return Ok(()) };
+    if elements.checked_mul(size).and_then(|bytes| u64::try_from(bytes).ok()) == Some(byte_size) {
+        return Ok(());
+    }
+    // Triton's text, without its model.
+    Err(Error::invalid(format!(
+        "input byte size mismatch for input '{name}'. Expected {}, got {byte_size}",
+        (elements as u128) * (size as u128)
+    )))
 }

@@ -1,10 +1,11 @@
 //! What waits, which instances are idle, and what is to be asked of an executor.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use super::super::answer::Reply;
+use super::super::answer::{Reply, Wait};
 use super::super::batcher::{Batched, Batcher, Due};
 use super::super::budget::Budget;
 use super::super::layout::Likeness;
@@ -19,6 +20,17 @@ pub(in crate::scheduler) struct Job {
     /// Its place among the answers, where they leave in order.
     pub(super) place: Option<Place>,
     pub(in crate::scheduler) reply: Reply,
+    /// Told when it begins, where its time in the queue is bounded.
+    pub(super) wait: Option<Arc<Wait>>,
+}
+
+impl Job {
+    /// It is about to run: its time in the queue is over well.
+    pub(super) fn begin(&self) {
+        if let Some(wait) = &self.wait {
+            wait.begin();
+        }
+    }
 }
 
 impl Batched for Job {
@@ -27,7 +39,7 @@ impl Batched for Job {
     }
 
     fn is_gone(&self) -> bool {
-        self.reply.is_closed()
+        self.reply.is_closed() || self.wait.as_ref().is_some_and(|wait| wait.is_left())
     }
 
     fn fits(&self, first: &Self) -> bool {

@@ -101,6 +101,9 @@ impl ModelQueue {
         batch: Vec<Entry<Job>>,
         group: usize,
     ) -> Option<Box<dyn ModelInstance>> {
+        for entry in &batch {
+            entry.request.begin();
+        }
         if self.decoupled {
             let mut instance = Some(instance);
             for Entry { request, queued, .. } in batch {

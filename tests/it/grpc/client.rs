@@ -14,6 +14,7 @@ use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use roundhouse::frontend::kserve_grpc::proto::inference as pb;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tonic::body::Body;
@@ -58,9 +59,16 @@ impl Drop for Grpc {
 impl Grpc {
     /// Connects.
     pub(crate) async fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.unwrap();
-        let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-        Self { channel: Channel(sender), address, connection: tokio::spawn(connection) }
+        Self::over(TcpStream::connect(address).await.unwrap(), address).await.unwrap()
+    }
+
+    /// Over a connection that is there already.
+    pub(crate) async fn over(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        address: SocketAddr,
+    ) -> hyper::Result<Self> {
+        let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+        Ok(Self { channel: Channel(sender), address, connection: tokio::spawn(connection) })
     }
 
     fn grpc(&self) -> tonic::client::Grpc<Channel> {
@@ -128,6 +136,21 @@ impl Grpc {
     /// The same with any body.
     pub(crate) async fn raw_body(&self, path: &str, body: Body) -> (u16, Option<Status>) {
         self.send(path, "application/grpc", body).await
+    }
+
+    /// The status of a call's answer, if there is one: the connection may be refused.
+    pub(crate) async fn try_raw(&self, path: &str, body: impl Into<Bytes>) -> Option<i32> {
+        let request = Request::post(format!("http://{}{path}", self.address))
+            .header("content-type", "application/grpc")
+            .body(Body::new(Full::new(body.into())))
+            .unwrap();
+        let mut channel = self.channel.0.clone();
+        channel.ready().await.ok()?;
+        let (head, body) = channel.send_request(request).await.ok()?.into_parts();
+        let whole = body.collect().await.ok()?;
+        let status =
+            Status::from_header_map(&head.headers).or_else(|| whole.trailers().and_then(Status::from_header_map));
+        status.map(|status| status.code() as i32)
     }
 
     async fn send(&self, path: &str, content_type: &str, body: Body) -> (u16, Option<Status>) {

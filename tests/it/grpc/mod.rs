@@ -3,5 +3,8 @@
 
 pub(crate) mod client;
 mod rights;
+mod robust;
+mod shared_memory;
 mod streams;
+mod trace;
 mod unary;

@@ -14,13 +14,13 @@ use crate::support::server::TestServer;
 use crate::support::{eventually, within};
 
 /// A stream whose requests a test gives one by one.
-struct Talk {
-    requests: Option<UnboundedSender<pb::ModelInferRequest>>,
+pub(super) struct Talk {
+    pub(super) requests: Option<UnboundedSender<pb::ModelInferRequest>>,
     answers: Streaming<pb::ModelStreamInferResponse>,
 }
 
 impl Talk {
-    async fn begin(grpc: &Grpc, metadata: &[(&'static str, &str)]) -> Self {
+    pub(super) async fn begin(grpc: &Grpc, metadata: &[(&'static str, &str)]) -> Self {
         let (sender, mut receiver) = unbounded_channel();
         let requests = futures_util::stream::poll_fn(move |context| receiver.poll_recv(context));
         let mut asked = tonic::Request::new(requests);
@@ -30,15 +30,15 @@ impl Talk {
         Self { requests: Some(sender), answers: grpc.stream(asked).await.unwrap() }
     }
 
-    fn ask(&self, request: pb::ModelInferRequest) {
+    pub(super) fn ask(&self, request: pb::ModelInferRequest) {
         self.requests.as_ref().unwrap().send(request).unwrap();
     }
 
-    async fn next(&mut self) -> Option<Result<pb::ModelStreamInferResponse, Status>> {
+    pub(super) async fn next(&mut self) -> Option<Result<pb::ModelStreamInferResponse, Status>> {
         within("an answer", Pin::new(&mut self.answers).next()).await
     }
 
-    async fn tag(&mut self) -> i32 {
+    pub(super) async fn tag(&mut self) -> i32 {
         let answer = self.next().await.unwrap().unwrap();
         assert_eq!(answer.error_message, "");
         let answer = answer.infer_response.unwrap();

@@ -149,32 +149,6 @@ async fn the_deadline_of_a_call_is_kept() {
 }
 
 #[tokio::test]
-async fn a_thousand_cut_calls_leave_nothing_behind() {
-    let (server, grpc) = start().await;
-    grpc.infer(number("a", 1)).await.unwrap();
-    server.gated.close("a", Step::Execute);
-    for round in 0..50 {
-        let cut = Grpc::connect(server.addresses.grpc).await;
-        let calls = all((0..20).map(|each| cut.infer(number("a", each))));
-        let arrived = async {
-            if round % 2 == 0 {
-                eventually("calls wait", || server.pending("a") > 0).await;
-            }
-        };
-        tokio::select! {
-            biased;
-            answers = calls => panic!("answered through a closed gate: {}", answers.len()),
-            () = arrived => {}
-        }
-        drop(cut);
-    }
-    server.gated.open("a", Step::Execute);
-    assert_eq!(tag(&grpc.infer(number("a", 2)).await.unwrap()), 2);
-    drop(grpc);
-    server.finish().await;
-}
-
-#[tokio::test]
 async fn what_is_in_flight_is_answered_while_the_server_drains() {
     let (mut server, grpc) = start().await;
     server.gated.close("a", Step::Execute);

@@ -178,6 +178,88 @@ fn an_error_of_a_stream_names_its_request() {
     assert_eq!(pieces[1..5], u32::try_from(pieces.len() - 5).unwrap().to_be_bytes());
 }
 
+#[test]
+fn a_tensor_in_shared_memory_is_named_and_takes_no_contents() {
+    let place = |name: &str, extra: &[(&str, pb::infer_parameter::ParameterChoice)]| {
+        let region = [("shared_memory_region", Text("r".to_owned())), ("shared_memory_byte_size", Int(8))];
+        let parameters = region.iter().chain(extra).map(|(key, value)| ((*key).to_owned(), parameter(value.clone())));
+        pb::model_infer_request::InferInputTensor { parameters: parameters.collect(), ..input(name, "INT32", &[2]) }
+    };
+    let output =
+        |extra: &[(&str, pb::infer_parameter::ParameterChoice)]| pb::model_infer_request::InferRequestedOutputTensor {
+            name: "z".to_owned(),
+            parameters: place("", extra).parameters,
+        };
+    let request = pb::ModelInferRequest {
+        inputs: vec![
+            input("a", "UINT8", &[1]),
+            place("b", &[("shared_memory_offset", Uint(4)), ("shared_memory_other", Bool(true))]),
+            input("c", "UINT8", &[1]),
+        ],
+        raw_input_contents: vec![Bytes::from_static(&[1]), Bytes::from_static(&[2])],
+        outputs: vec![output(&[])],
+        ..Default::default()
+    };
+    let decoded = read(&request).unwrap();
+    let raw: Vec<_> = decoded.request.inputs.iter().map(|input| input.tensor.data()[0]).collect();
+    assert_eq!(raw, [1, 2], "contents are of those inputs that are not elsewhere");
+    let [shared] = decoded.shared_inputs.as_slice() else { panic!("one input lies in shared memory") };
+    let wanted = RegionSpec { region: "r".into(), offset: 4, byte_size: 8 };
+    assert_eq!((shared.name.as_str(), &shared.place), ("b", &wanted));
+    assert_eq!(decoded.format.shared("z"), Some(&RegionSpec { offset: 0, ..wanted }));
+
+    let with = |input| pb::ModelInferRequest { model_name: "m".to_owned(), inputs: vec![input], ..Default::default() };
+    let contents = Some(pb::InferTensorContents { int_contents: vec![1, 2], ..Default::default() });
+    let typed = pb::model_infer_request::InferInputTensor { contents, ..place("x", &[]) };
+    let long = pb::model_infer_request::InferInputTensor { shape: vec![3], ..place("x", &[]) };
+    let alone = pb::model_infer_request::InferInputTensor {
+        parameters: [("shared_memory_offset".to_owned(), parameter(Int(0)))].into(),
+        ..input("x", "INT32", &[2])
+    };
+    let raw = pb::ModelInferRequest { raw_input_contents: vec![Bytes::new()], ..with(place("x", &[])) };
+    let both = pb::ModelInferRequest { outputs: vec![output(&[("classification", Int(1))])], ..Default::default() };
+    for (request, text) in [
+        (with(typed), "unexpected 'content' provided when using shared memory for input tensor 'x' for model 'm'"),
+        (with(long), "input byte size mismatch for input 'x'. Expected 12, got 8"),
+        (with(alone), "'shared_memory_offset' can not be specified without 'shared_memory_region'"),
+        (
+            with(place("x", &[("shared_memory_region", Int(1))])),
+            "'shared_memory_region' parameter, expected string_param",
+        ),
+        (
+            with(place("x", &[("shared_memory_offset", Int(-1))])),
+            "'shared_memory_offset' parameter, expected int64_param",
+        ),
+        (raw, "for each of the 0 inputs of a request for model 'm', got 1"),
+        (both, "Output can't set both 'shared_memory_region' and 'classification'"),
+    ] {
+        let error = read(&request).unwrap_err();
+        assert_eq!((error.kind(), error.to_string().contains(text)), (ErrorKind::InvalidArgument, true), "{error}");
+    }
+}
+
+#[test]
+fn an_output_in_shared_memory_keeps_its_place_among_the_contents() {
+    let tensor = |data: &[u8]| Tensor::from_vec(Shape::new(&[data.len().try_into().unwrap()]), data.to_vec()).unwrap();
+    let response = InferenceResponse {
+        model: ModelId { name: "m".into(), version: 1 },
+        id: "".into(),
+        parameters: Vec::new(),
+        outputs: [("a", tensor(&[1; 20_000])), ("b", tensor(&[2]))]
+            .map(|(name, tensor)| NamedTensor { name: name.into(), tensor })
+            .into(),
+        last: true,
+    };
+    let place = RegionSpec { region: "r".into(), offset: 0, byte_size: 20_000 };
+    let shared = OutputFormat { name: "a".into(), binary: None, classification: None, shared: Some(place) };
+    let format = ResponseFormat { outputs: [shared].into_iter().collect(), ..ResponseFormat::default() };
+    let pieces = encode(response, &format, Wrapping::Unary).concat();
+    assert_eq!(&pieces[..5], &super::super::response::prefix(pieces.len() - 5));
+    let message = pb::ModelInferResponse::decode(&pieces[5..]).unwrap();
+    assert_eq!(message.outputs.len(), 2);
+    assert_eq!(message.raw_output_contents, [Bytes::new(), Bytes::from_static(&[2])]);
+}
+
 fn a_response() -> impl Strategy<Value = InferenceResponse> {
     let tensor = (prop::collection::vec(any::<u8>(), 0..40), prop::bool::weighted(0.2)).prop_map(|(data, large)| {
         let data = if large { vec![7; 20_000] } else { data };
@@ -229,7 +311,7 @@ proptest! {
 
     #[test]
     fn answers_read_back_as_clients_read_them(response in a_response()) {
-        let pieces = encode(response.clone(), Wrapping::Unary).concat();
+        let pieces = encode(response.clone(), &ResponseFormat::default(), Wrapping::Unary).concat();
         prop_assert_eq!(&pieces[..5], &super::super::response::prefix(pieces.len() - 5));
         let message = pb::ModelInferResponse::decode(&pieces[5..]).unwrap();
         prop_assert_eq!(&message.model_version, &response.model.version.to_string());
@@ -243,7 +325,7 @@ proptest! {
             prop_assert_eq!(raw, expected.tensor.data());
         }
         let last = response.last;
-        let streamed = encode(response, Wrapping::Stream).concat();
+        let streamed = encode(response, &ResponseFormat::default(), Wrapping::Stream).concat();
         let streamed = pb::ModelStreamInferResponse::decode(&streamed[5..]).unwrap().infer_response.unwrap();
         prop_assert_eq!(&streamed.raw_output_contents, &message.raw_output_contents);
         prop_assert_eq!(&streamed.parameters["triton_final_response"], &parameter(Bool(last)));
