@@ -70,6 +70,21 @@ def make_half():
     )
 
 
+def make_grey():
+    """Grey levels 0 to 16 as the digits network wants them: image = PIXELS / 16, with a channel."""
+    write(
+        "grey/1",
+        [
+            helper.make_node("Cast", ["PIXELS"], ["levels"], to=F32),
+            helper.make_node("Mul", ["levels", "scale"], ["scaled"]),
+            helper.make_node("Unsqueeze", ["scaled", "channel"], ["image"]),
+        ],
+        inputs=[("PIXELS", TensorProto.UINT8, ["batch", 8, 8])],
+        outputs=[("image", F32, ["batch", 1, 8, 8])],
+        weights={"scale": np.float32(1 / 16), "channel": np.array([1], np.int64)},
+    )
+
+
 def make_text():
     """Greets each TEXT, counts its words and says whether it is a number."""
     write(
@@ -348,6 +363,7 @@ MODELS = {
     "add_sub": make_add_sub,
     "digits": make_digits,
     "every_type": make_every_type,
+    "grey": make_grey,
     "half": make_half,
     "iris": make_iris,
     "scale": make_scale,

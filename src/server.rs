@@ -1,6 +1,7 @@
 //! `InferenceServer`: what the server does, in the words of no protocol.
 
 mod cached;
+mod ensemble;
 mod prepare;
 pub mod responses;
 mod settings;
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use self::cached::infer_cached;
+use self::ensemble::Passage;
 use self::prepare::{prepare, restore_shapes};
 use self::responses::Responses;
 use self::settings::{trace_begin, trace_end};
@@ -20,7 +22,7 @@ use crate::device::monitor::DeviceMonitor;
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
 use crate::inference::{Deadline, InferenceRequest, InferenceResponse, Version};
-use crate::lifecycle::handle::{LoadedVersion, ModelHandle};
+use crate::lifecycle::handle::{Engine, LoadedVersion, ModelHandle};
 use crate::lifecycle::residency::{Explanation, ModelResidency, ResidencyPage, ResidencyQuery};
 use crate::lifecycle::{IndexEntry, ModelManager};
 use crate::metrics::defs;
@@ -104,7 +106,9 @@ impl InferenceServer {
     pub fn set_draining(&self) {
         self.0.draining.store(true, Ordering::Release);
         for loaded in self.resident_versions() {
-            loaded.queue.hasten();
+            if let Some(queue) = loaded.queue() {
+                queue.hasten();
+            }
         }
     }
 
@@ -115,7 +119,7 @@ impl InferenceServer {
     /// # Errors
     /// As [`ModelManager::acquire`].
     pub async fn model(&self, name: &str, version: Option<Version>, deadline: Option<Deadline>) -> Result<ModelHandle> {
-        self.0.models.acquire(name, version, deadline).await
+        self.0.models.acquire(name, version, deadline).await.and_then(|handle| by_its_own_name(handle, name))
     }
 
     /// The same for somebody who wants the model by `wanted`, and whose load goes on until `deadline`.
@@ -128,7 +132,7 @@ impl InferenceServer {
         wanted: Option<Deadline>,
         deadline: Option<Deadline>,
     ) -> Result<ModelHandle> {
-        self.0.models.acquire_for(name, None, wanted, deadline).await
+        self.0.models.acquire_for(name, None, wanted, deadline).await.and_then(|handle| by_its_own_name(handle, name))
     }
 
     /// A handle on a model that is in memory; nothing is loaded.
@@ -140,7 +144,8 @@ impl InferenceServer {
             None => format!("Request for unknown model: '{name}' is not found"),
             Some(version) => format!("Request for unknown model: '{name}' version {version} is not found"),
         };
-        self.0.models.resident(name, version)?.ok_or_else(|| Error::not_found(text))
+        let handle = self.0.models.resident(name, version)?.filter(|handle| !handle.is_part());
+        handle.ok_or_else(|| Error::not_found(text))
     }
 
     /// Loads a model, or a fresh copy of it; `config` stands in for the repository's configuration.
@@ -151,12 +156,13 @@ impl InferenceServer {
         self.0.models.load(name, config).await
     }
 
-    /// Unloads a model; its memory is free when this returns.
+    /// Unloads a model; its memory is free when this returns. With `dependents` the models of an ensemble's steps go with
+    /// it, where no other ensemble in memory asks them.
     ///
     /// # Errors
     /// `InvalidArgument` for what is no name.
-    pub async fn unload_model(&self, name: &str) -> Result<()> {
-        self.0.models.unload(name).await
+    pub async fn unload_model(&self, name: &str, dependents: bool) -> Result<()> {
+        if dependents { self.0.models.unload_with_dependents(name).await } else { self.0.models.unload(name).await }
     }
 
     /// Forgets what happened to a model that is not in memory.
@@ -273,9 +279,20 @@ impl InferenceServer {
         request: InferenceRequest,
         arrived: Instant,
     ) -> Result<InferenceResponse> {
-        let Some(trace) = request.trace.clone() else { return self.answer(model, request, arrived).await };
+        self.infer_at(model, request, arrived, 0).await
+    }
+
+    /// The same for a step in as many ensembles as `depth` says.
+    async fn infer_at(
+        &self,
+        model: &ModelHandle,
+        request: InferenceRequest,
+        arrived: Instant,
+        depth: usize,
+    ) -> Result<InferenceResponse> {
+        let Some(trace) = request.trace.clone() else { return self.answer(model, request, arrived, depth).await };
         trace_begin(&trace, model, &request);
-        let answered = self.answer(model, request, arrived).await;
+        let answered = self.answer(model, request, arrived, depth).await;
         trace_end(&trace, &answered);
         answered
     }
@@ -285,15 +302,22 @@ impl InferenceServer {
         model: &ModelHandle,
         request: InferenceRequest,
         arrived: Instant,
+        depth: usize,
     ) -> Result<InferenceResponse> {
         let id = request.id.clone();
-        let parameters = model.responses.as_ref().map(|_| request.parameters.clone());
+        let parameters = wants_parameters(model).then(|| request.parameters.clone()).unwrap_or_default();
         let work = prepare(model, request, arrived).inspect_err(|_| {
             model.statistics.record_failure(FailureReason::Other, arrived.elapsed());
         })?;
-        let mut outputs = match (&model.responses, parameters) {
-            (Some(responses), Some(parameters)) => infer_cached(model, responses, &parameters, work).await?,
-            _ => model.queue.infer(work).await?,
+        let mut outputs = match &model.engine {
+            Engine::Ensemble(composition) => {
+                let ensemble = (model.version(), Arc::clone(composition));
+                Passage::new(self, ensemble, work, parameters, depth)?.once().await?
+            }
+            Engine::Queue(queue) => match &model.responses {
+                Some(responses) => infer_cached(model, queue, responses, &parameters, work).await?,
+                None => queue.infer(work).await?,
+            },
         };
         restore_shapes(model, &mut outputs)?;
         Ok(InferenceResponse { model: model.id.clone(), id, parameters: Vec::new(), outputs, last: true })
@@ -310,10 +334,22 @@ impl InferenceServer {
         request: InferenceRequest,
         arrived: Instant,
     ) -> Result<Responses> {
+        self.infer_stream_at(model, request, arrived, 0).await
+    }
+
+    /// The same for a step in as many ensembles as `depth` says.
+    async fn infer_stream_at(
+        &self,
+        model: ModelHandle,
+        request: InferenceRequest,
+        arrived: Instant,
+        depth: usize,
+    ) -> Result<Responses> {
         if !model.config.decoupled {
-            return self.infer(&model, request, arrived).await.map(Responses::single);
+            return self.infer_at(&model, request, arrived, depth).await.map(Responses::single);
         }
         let (id, trace) = (request.id.clone(), request.trace.clone());
+        let parameters = wants_parameters(&model).then(|| request.parameters.clone()).unwrap_or_default();
         if let Some(trace) = &trace {
             // It ends with the last of its answers, or where they are dropped.
             trace_begin(trace, &model, &request);
@@ -321,9 +357,18 @@ impl InferenceServer {
         let work = prepare(&model, request, arrived).inspect_err(|_| {
             model.statistics.record_failure(FailureReason::Other, arrived.elapsed());
         })?;
-        let (version, queue) = (model.version(), Arc::clone(&model.queue));
-        let answers = queue.infer_stream(work, model)?;
-        Ok(Responses::many(answers, version, id, trace))
+        let version = model.version();
+        match &version.engine {
+            Engine::Ensemble(composition) => {
+                let ensemble = (Arc::clone(&version), Arc::clone(composition));
+                let passage = Passage::new(self, ensemble, work, parameters, depth)?;
+                Ok(Responses::passing(passage, model, id, trace))
+            }
+            Engine::Queue(queue) => {
+                let answers = queue.infer_stream(work, model)?;
+                Ok(Responses::many(answers, version, id, trace))
+            }
+        }
     }
 
     // === metrics ===
@@ -371,11 +416,24 @@ impl InferenceServer {
                 model: &loaded.id.name,
                 version: loaded.id.version,
                 statistics: &loaded.statistics,
-                pending: loaded.queue.pending(),
+                pending: loaded.pending(),
                 load_seconds: loaded.load_duration.as_secs_f64(),
                 cached: loaded.responses.is_some(),
             })
             .collect();
         self.0.metrics.render(&series)
     }
+}
+
+/// A model that came with an ensemble is that one's alone.
+fn by_its_own_name(handle: ModelHandle, name: &str) -> Result<ModelHandle> {
+    if handle.is_part() {
+        return Err(Error::not_found(format!("Request for unknown model: '{name}' is not found")));
+    }
+    Ok(handle)
+}
+
+/// Whether the parameters of a request matter once it is checked.
+fn wants_parameters(model: &LoadedVersion) -> bool {
+    model.responses.is_some() || model.queue().is_none()
 }

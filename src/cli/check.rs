@@ -1,5 +1,7 @@
 //! `roundhouse check`: what a model's configuration means, or where it is wrong.
 
+mod ensemble;
+
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -150,14 +152,25 @@ fn check_one(out: &mut impl Write, name: &str, tree: &ModelTree, unknown: Unknow
         }
         None => ModelConfig::minimal(name, ""),
     };
-    let faults = faults(tree, &config);
+    let mut faults = faults(tree, &config);
+    let mut right = true;
+    if let Some(scheduling) = &config.ensemble {
+        let found = ensemble::check(name, tree, &config, scheduling);
+        faults.extend(found.faults);
+        for note in found.notes {
+            writeln!(out, "{name}: {note} (warning)")?;
+        }
+        for (part, tree) in ensemble::parts(tree, scheduling) {
+            right &= check_one(out, &format!("{name}/{part}"), &tree, unknown)?;
+        }
+    }
     for fault in &faults {
         writeln!(out, "{}: {fault}", name)?;
     }
     if faults.is_empty() {
         describe(out, name, tree, &config)?;
     }
-    Ok(faults.is_empty())
+    Ok(right && faults.is_empty())
 }
 
 /// What is wrong between the configuration and the files, as far as it shows without loading the model.
@@ -166,6 +179,9 @@ fn faults(tree: &ModelTree, config: &ModelConfig) -> Vec<String> {
     let served = choose_versions(&config.version_policy, &tree.versions);
     if served.is_empty() {
         faults.push(format!("version_policy leaves none of the versions {:?}", tree.versions));
+    }
+    if config.ensemble.is_some() {
+        return faults;
     }
     let backend = backend(tree, config);
     match backend {
@@ -196,7 +212,13 @@ fn backend<'a>(tree: &ModelTree, config: &'a ModelConfig) -> &'a str {
 
 fn describe(out: &mut impl Write, name: &str, tree: &ModelTree, config: &ModelConfig) -> io::Result<()> {
     writeln!(out, "{}: ok", name)?;
-    writeln!(out, "  backend         {}", backend(tree, config))?;
+    match &config.ensemble {
+        None => writeln!(out, "  backend         {}", backend(tree, config))?,
+        Some(scheduling) => {
+            let steps: Vec<_> = scheduling.steps.iter().map(|step| step.model.as_str()).collect();
+            writeln!(out, "  ensemble        of {}", steps.join(", "))?;
+        }
+    }
     let policy = match &config.version_policy {
         VersionPolicy::Latest(count) => format!("latest {count}"),
         VersionPolicy::All => "all".to_owned(),
@@ -208,7 +230,7 @@ fn describe(out: &mut impl Write, name: &str, tree: &ModelTree, config: &ModelCo
         size => format!("up to {size}, a dimension before the dims below"),
     };
     writeln!(out, "  batch           {batch}")?;
-    if config.inputs.is_empty() || config.outputs.is_empty() {
+    if config.ensemble.is_none() && (config.inputs.is_empty() || config.outputs.is_empty()) {
         writeln!(out, "  tensors         those not given here are read from the model")?;
     }
     for input in &config.inputs {
@@ -251,5 +273,53 @@ mod tests {
         std::fs::write(&broken, "no archive").unwrap();
         let args = CheckArgs { path: broken, allow_unknown_fields: false };
         assert_eq!(run(&args).unwrap_err().to_string(), "1 of 1 models are wrong");
+    }
+
+    #[test]
+    fn an_ensemble_is_checked_with_the_models_of_its_steps() {
+        let root = tempfile::tempdir().unwrap();
+        let put = |model: &str, text: &str| {
+            std::fs::create_dir_all(root.path().join(model).join("1")).unwrap();
+            std::fs::write(root.path().join(model).join("config.pbtxt"), text).unwrap();
+        };
+        let tensors = |data_type: &str| {
+            let tensor = |name| format!("{{ name: '{name}' data_type: TYPE_{data_type} dims: -1 }}");
+            format!("input {} output {}", tensor("x"), tensor("y"))
+        };
+        let step = |model, takes, makes| {
+            format!(
+                "step {{ model_name: '{model}' input_map {{ key: 'x' value: '{takes}' }} output_map {{ key: 'y' value: '{makes}' }} }}"
+            )
+        };
+        let (first, second) = (step("a", "x", "t"), step("b", "t", "y"));
+        put("e", &format!("platform: 'ensemble' {} ensemble_scheduling {{ {first} {second} }}", tensors("INT32")));
+        put("a", &format!("backend: 'identity' {}", tensors("INT32")));
+        put("b", &format!("backend: 'identity' {}", tensors("FP32")));
+        let unpacked = tempfile::tempdir().unwrap();
+        let said = |path: &Path| {
+            let (name, tree) = match is_archive(path) {
+                true => {
+                    let (name, tree) = archived(path, unpacked.path()).unwrap();
+                    (name, tree.unwrap())
+                }
+                false => ("e".to_owned(), ModelTree::read("e", path).unwrap().unwrap()),
+            };
+            let mut out = Vec::new();
+            let right = check_one(&mut out, &name, &tree, UnknownFields::Deny).unwrap();
+            (right, String::from_utf8(out).unwrap())
+        };
+        let (right, text) = said(&root.path().join("e"));
+        assert!(!right && text.starts_with("e: tensor 't' is TYPE_FP32 for input 'x' of step 'b'"), "{text}");
+        put("b", &format!("backend: 'identity' {}", tensors("INT32")));
+        let (right, text) = said(&root.path().join("e"));
+        assert!(right && text.contains("  ensemble        of a, b\n"), "{text}");
+        let archive = root.path().join("all.tar");
+        let folder = tempfile::tempdir().unwrap();
+        for model in ["e", "a"] {
+            std::fs::rename(root.path().join(model), folder.path().join(model)).unwrap();
+        }
+        pack(folder.path(), File::create(&archive).unwrap(), Format::Tar).unwrap();
+        let (right, text) = said(&archive);
+        assert!(!right && text.contains("all/a: ok\n") && text.contains("step 'b' is not in the archive"), "{text}");
     }
 }

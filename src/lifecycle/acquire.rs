@@ -5,13 +5,24 @@ use std::time::Instant;
 
 use super::flight::Outcome;
 use super::handle::ModelHandle;
-use super::residency::Tier;
+use super::residency::{EvictionReason, Tier};
 use super::slot::Entered;
-use super::{ModelManager, unknown};
+use super::{ModelManager, Name, unknown};
 use crate::config::ModelControl;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::{Deadline, Version};
 use crate::repository::check_name;
+
+/// Who asks for a model, and so whether it may be loaded where models are loaded explicitly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// A request: it is not.
+    Request,
+    /// The load of an ensemble, which loads its steps.
+    Composing,
+    /// A request to an ensemble: its step is, unless somebody unloaded it.
+    Step,
+}
 
 impl ModelManager {
     /// A handle on the model, which is loaded first if it must be and may be. Waits no longer than the deadline.
@@ -42,30 +53,78 @@ impl ModelManager {
         if let Some(handle) = self.resident(name, version)? {
             return Ok(handle);
         }
-        let waiting = self.acquire_absent(name, version, wanted);
-        match deadline {
-            None => waiting.await,
-            Some(deadline) => {
-                tokio::time::timeout_at(deadline.instant().into(), waiting).await.unwrap_or_else(|_elapsed| {
-                    Err(Error::new(
-                        ErrorKind::DeadlineExceeded,
-                        format!("model '{name}' was not loaded before the request's deadline"),
-                    ))
-                })
+        check_name(name)?;
+        let waiting = self.acquire_absent(Asker::Request, name, version, wanted.map(|wanted| wanted.instant()));
+        self.by(name, deadline.map(Deadline::instant), waiting).await
+    }
+
+    /// Waits for a model, not longer than until then.
+    async fn by(
+        &self,
+        name: &str,
+        deadline: Option<Instant>,
+        waiting: impl Future<Output = Result<ModelHandle>>,
+    ) -> Result<ModelHandle> {
+        let Some(deadline) = deadline else { return waiting.await };
+        tokio::time::timeout_at(deadline.into(), waiting).await.unwrap_or_else(|_elapsed| {
+            Err(Error::new(
+                ErrorKind::DeadlineExceeded,
+                format!("model '{name}' was not loaded before the request's deadline"),
+            ))
+        })
+    }
+
+    /// A handle on the model of a step, for a request to an ensemble in memory.
+    ///
+    /// # Errors
+    /// As [`ModelManager::acquire`].
+    pub async fn acquire_step(
+        &self,
+        name: &Name,
+        version: Option<Version>,
+        deadline: Option<Deadline>,
+    ) -> Result<ModelHandle> {
+        self.acquire_as(Asker::Step, name, version, deadline.map(Deadline::instant)).await
+    }
+
+    pub(super) async fn acquire_as(
+        &self,
+        asker: Asker,
+        name: &str,
+        version: Option<Version>,
+        until: Option<Instant>,
+    ) -> Result<ModelHandle> {
+        match self.resident(name, version)? {
+            Some(handle) => Ok(handle),
+            None => self.by(name, until, self.acquire_absent(asker, name, version, until)).await,
+        }
+    }
+
+    /// Whether a model may be loaded by whoever asks.
+    fn may_load(&self, asker: Asker, name: &str) -> bool {
+        if self.0.options.control != ModelControl::Explicit {
+            return true;
+        }
+        match asker {
+            Asker::Request => false,
+            Asker::Composing => true,
+            Asker::Step => {
+                let slot = self.0.models.load().get(name).cloned();
+                let left = slot.and_then(|slot| slot.story().last_eviction);
+                left.is_some_and(|left| left.reason != EvictionReason::Unload)
             }
         }
     }
 
     async fn acquire_absent(
         &self,
+        asker: Asker,
         name: &str,
         version: Option<Version>,
-        wanted: Option<Deadline>,
+        until: Option<Instant>,
     ) -> Result<ModelHandle> {
-        check_name(name)?;
         let began = Instant::now();
-        let until = wanted.map(|wanted| wanted.instant());
-        let explicit = self.0.options.control == ModelControl::Explicit;
+        let explicit = !self.may_load(asker, name);
         loop {
             if explicit && !self.0.models.load().contains_key(name) {
                 return Err(unknown(name, version));

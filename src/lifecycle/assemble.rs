@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 use smallvec::SmallVec;
 
 use super::flight::Flight;
-use super::handle::{Home, LoadedVersion, TensorMetadata};
+use super::handle::{Engine, Home, LoadedVersion, TensorMetadata};
 use super::initial_state::initial_states;
 use super::members::{count, members};
 use super::plan::Plan;
@@ -85,8 +85,8 @@ pub(super) fn load_version(
         outputs,
         output_indexes,
         device: plan.place.device(),
-        queue,
-        model: Arc::downgrade(&model),
+        engine: Engine::Queue(queue),
+        model: Some(Arc::downgrade(&model)),
         statistics,
         responses: plan.responses.as_ref().map(ResponseCache::responses),
         warm_up: warm_up.finish(),
@@ -136,7 +136,7 @@ fn describe(config: &ModelConfig, signature: &RuntimeSignature, directory: Optio
 }
 
 /// The lines of a file of class names, which must lie in the model's folder, links followed.
-fn read_labels(folder: Option<&Path>, name: &str) -> Result<Vec<String>> {
+pub(super) fn read_labels(folder: Option<&Path>, name: &str) -> Result<Vec<String>> {
     let failed = |error: std::io::Error| {
         let kind = if error.kind() == std::io::ErrorKind::NotFound {
             ErrorKind::InvalidArgument

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
 
-use super::Name;
 use super::flight::Flight;
 use super::gate::LoadGate;
 use super::loader::{LoadError, Loader, panicked};
 use super::need::Past;
 use super::plan::wanted_versions;
 use super::residency::{FetchProgress, Phases, Tier, TierBook};
+use super::{Name, parts};
 use crate::cache::disk::{
     ChooseVersions, DiskCache, DiskEntryView, DiskEvents, DiskHandle, EnsureError, FetchEnd, LoadRecord,
 };
@@ -161,6 +161,10 @@ impl OnDisk {
 pub(super) struct Found {
     pub(super) tree: ModelTree,
     pub(super) fingerprint: Fingerprint,
+    /// The content of all that came with it: the same but for a part of an archive.
+    pub(super) content: Fingerprint,
+    /// Which of the models in an archive it is, where it came with another.
+    part: Option<String>,
     /// Where they were when they were asked for.
     pub(super) from: Tier,
     entry: Option<(DiskHandle, PathBuf)>,
@@ -189,23 +193,30 @@ impl Loader {
         phases: &mut Phases,
     ) -> Result<Option<Found>, LoadError> {
         let Wanted { given, stale, unchanged } = wanted;
+        // A part's files are those of the archive that it came in.
+        let (owner, part) = parts::split(name);
+        let owner = &Name::from(owner);
         let choose = chooser(given.cloned(), self.unknown_fields);
         let mut changes = 0;
         loop {
             let began = Instant::now();
-            let manifest = match self.resolve(name, stale).await {
+            let manifest = match self.resolve(owner, stale).await {
                 Ok(manifest) => Arc::new(manifest),
-                Err(error) => return self.without_repository(name, stale, error).await.map(Some),
+                Err(error) => {
+                    let found = self.without_repository(owner, stale, error).await?;
+                    return Ok(Some(self.part(found, part).await?));
+                }
             };
             phases.resolve += began.elapsed();
-            let fingerprint = manifest.fingerprint();
-            if unchanged(fingerprint) {
+            let content = manifest.fingerprint();
+            if unchanged(part.map_or(content, |part| content.of_part(part))) {
                 return Ok(None);
             }
             if manifest.local.is_some() && manifest.form != Form::Archive {
                 let read = self.loading.spawn_blocking(move || ModelTree::of(&manifest)).await;
                 let tree = read.unwrap_or_else(|panic| Err(panicked(panic)))?;
-                return Ok(Some(Found { tree, fingerprint, from: Tier::Disk, entry: None }));
+                let found = Found::of(tree, content, Tier::Disk, None);
+                return Ok(Some(self.part(found, part).await?));
             }
             let fetching = Instant::now();
             match self.ensure(flight, &manifest, &choose).await {
@@ -213,7 +224,8 @@ impl Loader {
                     if from == Tier::Remote {
                         phases.fetch += fetching.elapsed();
                     }
-                    return Ok(Some(self.found(handle, from).await?));
+                    let found = self.found(handle, from).await?;
+                    return Ok(Some(self.part(found, part).await?));
                 }
                 Err(EnsureError::Changed) if changes < CHANGES => changes += 1,
                 Err(error) => return Err(error.into_error().into()),
@@ -267,7 +279,22 @@ impl Loader {
             let (tree, derived) = (handle.tree()?, handle.derived()?);
             let unnamed = || Error::internal("an entry of the disk cache does not name its content");
             let fingerprint = handle.fingerprint().ok_or_else(unnamed)?;
-            Ok(Found { tree, fingerprint, from, entry: Some((handle, derived)) })
+            Ok(Found::of(tree, fingerprint, from, Some((handle, derived))))
+        };
+        self.loading.spawn_blocking(read).await.unwrap_or_else(|panic| Err(panicked(panic)))
+    }
+}
+
+impl Loader {
+    /// One of the models in an archive, where that is asked for.
+    async fn part(&self, found: Found, part: Option<&str>) -> Result<Found> {
+        let Some(part) = part.map(str::to_owned) else { return Ok(found) };
+        let read = move || {
+            let gone = || Error::not_found(format!("the archive holds no model '{part}' any more"));
+            let tree = found.tree.part(&part)?.ok_or_else(gone)?;
+            let derived = |(handle, folder): (DiskHandle, PathBuf)| (handle, folder.join(&part));
+            let (fingerprint, entry) = (found.content.of_part(&part), found.entry.map(derived));
+            Ok(Found { tree, fingerprint, entry, part: Some(part), ..found })
         };
         self.loading.spawn_blocking(read).await.unwrap_or_else(|panic| Err(panicked(panic)))
     }
@@ -279,6 +306,15 @@ fn chooser(given: Option<ModelConfig>, unknown: UnknownFields) -> Arc<ChooseVers
 }
 
 impl Found {
+    const fn of(tree: ModelTree, content: Fingerprint, from: Tier, entry: Option<(DiskHandle, PathBuf)>) -> Self {
+        Self { tree, fingerprint: content, content, part: None, from, entry }
+    }
+
+    /// What loads of it onto a device are noted under.
+    fn note(&self, device: DeviceId) -> String {
+        self.part.as_ref().map_or_else(|| device.to_string(), |part| format!("{device} {part}"))
+    }
+
     /// Where a backend may keep what it made of them.
     pub(super) fn derived(&self) -> Option<PathBuf> {
         self.entry.as_ref().map(|(_, derived)| derived.clone())
@@ -292,13 +328,13 @@ impl Found {
     /// What an earlier load of them came to, as noted beside them.
     pub(super) fn past(&self, device: DeviceId) -> Option<Past> {
         let (handle, _) = self.entry.as_ref()?;
-        handle.history(&device.to_string()).map(|load| Past { bytes: load.bytes, seconds: load.seconds })
+        handle.history(&self.note(device)).map(|load| Past { bytes: load.bytes, seconds: load.seconds })
     }
 
     /// Notes beside them what a load came to.
     pub(super) fn remember(&self, device: DeviceId, past: Past) {
         if let Some((handle, _)) = &self.entry {
-            handle.note_load(&device.to_string(), LoadRecord { bytes: past.bytes, seconds: past.seconds });
+            handle.note_load(&self.note(device), LoadRecord { bytes: past.bytes, seconds: past.seconds });
         }
     }
 

@@ -1,5 +1,6 @@
 //! A loaded version and the handle that keeps it loaded.
 
+use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
@@ -9,10 +10,11 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::Name;
+use super::composition::Composition;
 use super::files::KeptFiles;
 use super::loader::Loader;
 use super::residency::{Retention, Tier};
+use super::{Name, parts};
 use crate::backend::{Model, ModelMemory};
 use crate::cache::memory_pool::{MemoryLease, MemoryPool, Uses};
 use crate::cache::response::Responses;
@@ -62,8 +64,8 @@ pub struct LoadedVersion {
     pub inference_type: Option<InferenceType>,
     /// Where it runs.
     pub device: DeviceId,
-    /// Its queue and instances.
-    pub queue: Arc<ModelQueue>,
+    /// What answers.
+    pub engine: Engine,
     /// What it counts.
     pub statistics: Arc<ModelStatistics>,
     /// Its answers, where they are kept.
@@ -75,9 +77,17 @@ pub struct LoadedVersion {
     /// When it became ready.
     pub loaded_at: SystemTime,
     pub(super) pins: PinCount,
-    /// Alive as long as its queue is.
-    pub(super) model: Weak<dyn Model>,
+    /// Alive as long as its queue is; an ensemble has none.
+    pub(super) model: Option<Weak<dyn Model>>,
     pub(super) home: Arc<Home>,
+}
+
+/// What answers the requests of a version.
+pub enum Engine {
+    /// A queue, and the instances of a backend's model.
+    Queue(Arc<ModelQueue>),
+    /// Other models, one after the other or beside each other.
+    Ensemble(Arc<Composition>),
 }
 
 /// What the versions of a model in memory share: who is told of their uses.
@@ -104,22 +114,53 @@ impl LoadedVersion {
         self.pins.count()
     }
 
+    /// Its queue; an ensemble has none.
+    #[must_use]
+    pub const fn queue(&self) -> Option<&Arc<ModelQueue>> {
+        match &self.engine {
+            Engine::Queue(queue) => Some(queue),
+            Engine::Ensemble(_) => None,
+        }
+    }
+
+    /// Requests that wait for an instance.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.queue().map_or(0, |queue| queue.pending())
+    }
+
+    /// Whether it came with another model, an ensemble, and is that one's alone.
+    #[must_use]
+    pub fn is_part(&self) -> bool {
+        parts::is_part(&self.id.name)
+    }
+
+    fn model(&self) -> Option<Arc<dyn Model>> {
+        self.model.as_ref().and_then(Weak::upgrade)
+    }
+
     /// What its runtime says that it holds.
     pub(super) fn memory(&self) -> Option<ModelMemory> {
-        self.model.upgrade().map(|model| model.memory())
+        self.model().map(|model| model.memory())
     }
 
     /// Whether it reads its files while it lives.
     pub(super) fn keeps_files(&self) -> bool {
-        self.model.upgrade().is_some_and(|model| model.keeps_files())
+        self.model().is_some_and(|model| model.keeps_files())
     }
 
     /// Waits until the last handle is gone and frees the model, on a thread that may block.
     pub(super) async fn dispose(self: Arc<Self>, loader: &Loader) {
         self.pins.retire();
-        self.queue.hasten();
+        let queue = self.queue();
+        if let Some(queue) = queue {
+            queue.hasten();
+        }
         self.pins.drained().await;
-        let remains = self.queue.close().await;
+        let remains = match queue {
+            Some(queue) => Some(queue.close().await),
+            None => None,
+        };
         // Memory that comes back in the middle of a load would be counted for that one.
         let meter = Arc::clone(&loader.meter);
         let responses = self.responses.clone();
@@ -222,7 +263,7 @@ impl Resident {
     /// Whether a sequence of requests has begun that has not ended: what it left in an instance would go with the model.
     #[must_use]
     pub fn has_sequences(&self) -> bool {
-        self.versions.iter().any(|version| version.queue.live_sequences().0 > 0)
+        self.versions.iter().filter_map(|version| version.queue()).any(|queue| queue.live_sequences().0 > 0)
     }
 
     /// Whether anybody counts on it: a request, or a sequence between two of its requests.
@@ -255,6 +296,19 @@ impl Resident {
     #[must_use]
     pub fn versions(&self) -> &[Arc<LoadedVersion>] {
         &self.versions
+    }
+
+    /// What its versions are made of, where it is an ensemble.
+    pub(super) fn compositions(&self) -> impl Iterator<Item = &Composition> {
+        self.versions.iter().filter_map(|version| match &version.engine {
+            Engine::Queue(_) => None,
+            Engine::Ensemble(composition) => Some(&**composition),
+        })
+    }
+
+    /// The models that came with it.
+    pub(super) fn parts(&self) -> BTreeSet<Name> {
+        self.compositions().flat_map(Composition::parts).collect()
     }
 
     /// Pins a version, the latest if none is named. `None` if it is on its way out.

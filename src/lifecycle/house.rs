@@ -12,12 +12,17 @@ use tokio_util::task::AbortOnDropHandle;
 use super::flight::Operation;
 use super::residency::EvictionReason;
 use super::slot::{Departure, Entered};
-use super::{ModelManager, Name};
+use super::{ModelManager, Name, parts};
+use crate::cache::memory_pool::MemoryPool;
+use crate::config::Eviction;
 use crate::error::{ErrorKind, Result};
 use crate::repository::check_name;
 
 /// How often uses are counted and bytes measured again.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Ensembles that stay in memory for nothing but having been asked: some 10 KB each.
+const MOST_ENSEMBLES: usize = 4_096;
 
 /// Models asked for at a time by a poll.
 const POLLS: usize = 4;
@@ -69,13 +74,16 @@ impl ModelManager {
     /// Counts uses: for the policies, and as hits.
     pub fn count_uses(&self) {
         let now = Instant::now();
-        let hits: u64 = self.0.loader.devices.iter().map(|place| place.pool.take_uses(now)).sum();
+        let pools = || self.0.loader.devices.iter().map(|place| &place.pool).chain([&self.0.ensembles]);
+        let hits: u64 = pools().map(|pool| pool.take_uses(now)).sum();
         if hits > 0 {
             self.0.used.store(true, Ordering::Release);
         }
-        for (name, touches) in self.0.loader.devices.iter().flat_map(|place| place.pool.take_used()) {
+        for (name, touches) in pools().flat_map(MemoryPool::take_used) {
+            // What a part was loaded from is its archive.
+            let (name, _) = parts::split(&name);
             for _ in 0..touches {
-                self.0.loader.files.touch(&name);
+                self.0.loader.files.touch(name);
             }
         }
         let hits = hits.saturating_sub(self.0.waited.swap(0, Ordering::Relaxed));
@@ -88,6 +96,7 @@ impl ModelManager {
         for place in &self.0.loader.devices {
             self.relieve(&place.pool);
         }
+        self.relieve_ensembles();
         if !self.0.used.swap(false, Ordering::AcqRel) {
             return;
         }
@@ -103,11 +112,26 @@ impl ModelManager {
         }
     }
 
+    /// Unloads the ensembles that were not asked for the longest where there are very many: they hold little, not nothing.
+    fn relieve_ensembles(&self) {
+        let busy = |name: &Name| self.0.options.eviction == Eviction::External || self.is_busy(name);
+        let book = self.0.ensembles.book(Instant::now(), &busy);
+        if let Some(more @ 1..) = book.models.checked_sub(MOST_ENSEMBLES) {
+            for name in self.0.ensembles.line(Instant::now(), &busy).into_iter().take(more) {
+                self.unload_soon(&name, Departure::because(EvictionReason::Transient));
+            }
+        }
+    }
+
     /// Compares every model in memory with the repository: changed ones are loaded anew, deleted ones unloaded.
     async fn poll(&self) {
         let names: Vec<Name> = {
             let models = self.0.models.load();
-            models.iter().filter(|(_, slot)| slot.resident().is_some()).map(|(name, _)| Arc::clone(name)).collect()
+            models
+                .iter()
+                .filter(|(name, slot)| slot.is_resident() && !parts::is_part(name))
+                .map(|(name, _)| Arc::clone(name))
+                .collect()
         };
         stream::iter(names)
             .for_each_concurrent(POLLS, |name| async move {
@@ -151,6 +175,11 @@ impl ModelManager {
     pub async fn prefetch(&self, name: &str) -> Result<()> {
         check_name(name)?;
         self.0.loader.repository.expect(name);
+        self.prefetch_known(name).await
+    }
+
+    /// The same for what is known to be a name.
+    pub(super) async fn prefetch_known(&self, name: &str) -> Result<()> {
         loop {
             if self.resident_model(name).is_some() {
                 return Ok(());

@@ -12,7 +12,7 @@ use super::flight::Flight;
 use super::gate::LoadPermit;
 use super::handle::{Home, LoadedVersion, Resident};
 use super::need::{Past, need, plausible};
-use super::plan::Plan;
+use super::plan::{Plan, Planned};
 use super::residency::{EvictionReason, LastLoad, Phases, Retention};
 use super::room::{RoomError, reserve};
 use super::slot::Slot;
@@ -108,6 +108,14 @@ pub(super) struct Prepared {
     _permit: LoadPermit,
 }
 
+/// How far a load has come when it has waited for all it waits for.
+enum Stage {
+    /// It may use its memory.
+    Prepared(Box<Prepared>),
+    /// It is over: an ensemble has nothing to initialise.
+    Composed(Box<(Resident, LastLoad)>),
+}
+
 impl Loader {
     /// Loads the slot's model, with the repository's configuration or the given one. Until its memory is booked a load
     /// stops at once where nobody wants it any more, from then on between two versions; what is loaded is kept, and the
@@ -124,7 +132,10 @@ impl Loader {
             prepared = self.prepare(manager, slot, flight, given) => prepared?,
             () = flight.deserted() => return Err(LoadError::Abandoned),
         };
-        self.initialise(manager, &slot.name, flight, prepared).await
+        match prepared {
+            Stage::Prepared(prepared) => self.initialise(manager, &slot.name, flight, *prepared).await,
+            Stage::Composed(composed) => Ok(*composed),
+        }
     }
 
     async fn prepare(
@@ -133,7 +144,7 @@ impl Loader {
         slot: &Arc<Slot>,
         flight: &Arc<Flight>,
         given: Option<ModelConfig>,
-    ) -> Result<Prepared, LoadError> {
+    ) -> Result<Stage, LoadError> {
         let began = Instant::now();
         let name = &slot.name;
         let mut phases = Phases::default();
@@ -145,14 +156,23 @@ impl Loader {
         let stale = slot.resident().is_none();
         let wanted = Wanted { given: given.as_ref(), stale, unchanged: &unchanged };
         let found = self.find(flight, name, wanted, &mut phases).await?;
-        let Some(files) = found else { return Err(LoadError::Unchanged) };
+        let Some(files) = found else {
+            self.complete(manager, slot, flight).await?;
+            return Err(LoadError::Unchanged);
+        };
         let failed = |versions: Vec<Version>| move |error| LoadError::Failed { versions, error };
         let planned = {
             let (loader, name, tree) = (manager.clone(), Arc::clone(name), files.tree.clone());
             self.loading.spawn_blocking(move || loader.0.loader.plan(&name, tree, given)).await
         };
         let planned = planned.unwrap_or_else(|panic| Err(panicked(panic)));
-        let mut plan = planned.map_err(failed(files.tree.versions.clone()))?;
+        let mut plan = match planned.map_err(failed(files.tree.versions.clone()))? {
+            Planned::Model(plan) => plan,
+            Planned::Ensemble(plan) => {
+                let composing = self.compose(manager, slot, flight, (*plan, files), (began, phases, given_config));
+                return composing.await.map(|composed| Stage::Composed(Box::new(composed)));
+            }
+        };
         if plan.retention == Retention::Transient && manager.0.options.control == ModelControl::Explicit {
             tracing::warn!(model = %name, "stays until it is unloaded, since models are loaded explicitly: retain has no effect");
             plan.retention = Retention::Cached;
@@ -181,11 +201,12 @@ impl Loader {
             RoomError::OldFirst => Error::internal("a copy that is gone is in the way").into(),
         })?;
         phases.wait = waited.elapsed();
-        Ok(Prepared { began, phases, plan, files, lease, given_config, _permit: permit })
+        let prepared = Prepared { began, phases, plan: *plan, files, lease, given_config, _permit: permit };
+        Ok(Stage::Prepared(Box::new(prepared)))
     }
 
     /// Frees the copy that is there, to its end even if the load is given up meanwhile.
-    async fn drain(&self, manager: &ModelManager, slot: &Arc<Slot>) {
+    pub(super) async fn drain(&self, manager: &ModelManager, slot: &Arc<Slot>) {
         let (manager, slot) = (manager.clone(), Arc::clone(slot));
         // It ends by itself; that it panicked is in the log.
         drop(tokio::spawn(async move { slot.drain_old(&manager).await }).await);

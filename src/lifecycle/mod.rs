@@ -6,6 +6,8 @@
 
 mod acquire;
 mod assemble;
+mod compose;
+pub mod composition;
 pub mod files;
 mod flight;
 mod gate;
@@ -15,6 +17,7 @@ mod initial_state;
 pub mod loader;
 mod members;
 pub mod need;
+mod parts;
 pub mod plan;
 pub mod residency;
 mod room;
@@ -32,6 +35,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use self::compose::Nesting;
 use self::flight::{Operation, Outcome};
 use self::gate::LoadGate;
 use self::handle::{ModelHandle, Resident};
@@ -40,12 +44,13 @@ use self::need::History;
 use self::residency::{EvictionReason, Retention};
 use self::slot::{Departure, Entered, Slot};
 use self::state::VersionStatus;
+use crate::cache::eviction::Lru;
 use crate::cache::memory_pool::{MemoryPool, Name};
 use crate::cache::table::Victim;
 use crate::config::{Eviction, ModelControl};
 use crate::device::allocator::Trimmer;
 use crate::error::{Error, Result};
-use crate::inference::Version;
+use crate::inference::{DeviceId, Version};
 use crate::metrics::prometheus::ServerMetrics;
 use crate::model_config::ModelConfig;
 use crate::repository::check_name;
@@ -95,6 +100,9 @@ struct Shared {
     metrics: Arc<ServerMetrics>,
     models: ArcSwap<Snapshot>,
     gate: LoadGate,
+    /// The book of ensembles, which hold next to nothing: without a limit, so that none ever waits for room.
+    ensembles: MemoryPool,
+    nesting: Nesting,
     history: Mutex<History>,
     trimmer: Arc<Trimmer>,
     /// Models that fell idle and are not to be kept.
@@ -132,6 +140,8 @@ impl ModelManager {
             metrics,
             models: ArcSwap::from_pointee(Snapshot::new()),
             gate: LoadGate::new(options.load_concurrency),
+            ensembles: MemoryPool::new(DeviceId::Cpu, u64::MAX / 2, Duration::ZERO, Box::new(Lru::default())),
+            nesting: Nesting::default(),
             history: Mutex::default(),
             trimmer: Arc::default(),
             dismissed,
@@ -162,6 +172,11 @@ impl ModelManager {
     pub async fn load(&self, name: &str, config: Option<ModelConfig>) -> Result<()> {
         check_name(name)?;
         self.0.loader.repository.expect(name);
+        self.load_known(name, config).await
+    }
+
+    /// The same for what is known to be a name.
+    async fn load_known(&self, name: &str, config: Option<ModelConfig>) -> Result<()> {
         loop {
             let slot = self.slot(name);
             let (waiter, leads) = match slot.enter(Operation::Load) {
@@ -251,7 +266,9 @@ impl ModelManager {
             EvictionReason::Deleted => departure.content.is_none_or(|content| content == resident.fingerprint),
             EvictionReason::Room | EvictionReason::Overrun => resident.pool.is_leaving(&slot.name),
             EvictionReason::Transient => {
-                resident.retention == Retention::Transient && !resident.is_in_use() && !slot.is_pinned()
+                // Ensembles leave where there are very many.
+                let may_go = resident.retention == Retention::Transient || resident.compositions().next().is_some();
+                may_go && !resident.is_in_use() && !slot.is_pinned()
             }
         }
     }
@@ -304,11 +321,12 @@ impl ModelManager {
         self.0.models.load().values().filter_map(|slot| slot.resident()).collect()
     }
 
-    /// The names of every model in memory, in no order.
+    /// The names of every model in memory, in no order; without those that came with another.
     #[must_use]
     pub fn resident_names(&self) -> Vec<Name> {
         let models = self.0.models.load();
-        models.iter().filter(|(_, slot)| slot.is_resident()).map(|(name, _)| Arc::clone(name)).collect()
+        let own = models.iter().filter(|(name, slot)| slot.is_resident() && !parts::is_part(name));
+        own.map(|(name, _)| Arc::clone(name)).collect()
     }
 
     /// The repository's models with the states of those that were asked for. Reads the repository.
@@ -326,7 +344,8 @@ impl ModelManager {
             })
             .collect();
         let listed: HashSet<String> = entries.iter().map(|entry| entry.name.clone()).collect();
-        for (name, slot) in models.iter().filter(|(name, _)| !listed.contains(&***name)) {
+        let is_own = |name: &str| !listed.contains(name) && !parts::is_part(name);
+        for (name, slot) in models.iter().filter(|(name, _)| is_own(name)) {
             let versions = slot.states();
             if !versions.is_empty() {
                 entries.push(IndexEntry { name: name.to_string(), versions });

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::compose::EnsemblePlan;
 use super::loader::{DevicePlace, Loader};
 use super::residency::Retention;
 use crate::backend::Backend;
@@ -29,6 +30,14 @@ const LATENCY_BUDGET: &str = "latency_budget_us";
 /// How the bodies of the model's invocations are read on SageMaker's port.
 const INFERENCE_TYPE: &str = "inference_type";
 
+/// What is to be loaded.
+pub(super) enum Planned {
+    /// A model of a backend.
+    Model(Box<Plan>),
+    /// A model made of others.
+    Ensemble(Box<EnsemblePlan>),
+}
+
 /// Everything that is known before a runtime is asked.
 pub(super) struct Plan {
     pub(super) name: Arc<str>,
@@ -53,7 +62,7 @@ pub(super) struct Plan {
 
 impl Loader {
     /// Reads the configuration, chooses backend, versions and device. Blocking.
-    pub(super) fn plan(&self, name: &Arc<str>, tree: ModelTree, given: Option<ModelConfig>) -> Result<Plan> {
+    pub(super) fn plan(&self, name: &Arc<str>, tree: ModelTree, given: Option<ModelConfig>) -> Result<Planned> {
         let mut config = match (given, &tree.config) {
             (Some(config), _) => config,
             (None, Some(text)) => {
@@ -65,7 +74,8 @@ impl Loader {
             }
             (None, None) => ModelConfig::minimal(name, ""),
         };
-        if config.backend.is_empty() {
+        let scheduling = config.ensemble.clone();
+        if config.backend.is_empty() && scheduling.is_none() {
             let backend = guess_backend(&tree, &config).ok_or_else(|| {
                 Error::invalid(format!(
                     "model '{name}' names no backend and has no model.onnx to tell it by: set `backend` in config.pbtxt"
@@ -79,6 +89,15 @@ impl Loader {
             return Err(Error::invalid(format!(
                 "at least one version must be available under the version policy of model '{name}'"
             )));
+        }
+        let retain = parameter(&config, RETAIN, "true or false", |text| text.parse().ok())?.unwrap_or(self.retain);
+        let retention = if retain { Retention::Cached } else { Retention::Transient };
+        let types = "infer, generate or generate_stream";
+        let inference_type = parameter(&config, INFERENCE_TYPE, types, InferenceType::named)?;
+        if let Some(scheduling) = scheduling {
+            let kept = (retention, inference_type);
+            return EnsemblePlan::new(name, &tree, config, scheduling, versions, kept)
+                .map(|plan| Planned::Ensemble(Box::new(plan)));
         }
         let backend = Arc::clone(self.backends.get(&config.backend)?);
         let is_known = |key: &str| backend.known_parameters().contains(&key) || KNOWN_PARAMETERS.contains(&key);
@@ -96,16 +115,12 @@ impl Loader {
         if config.response_cache && responses.is_none() {
             tracing::warn!(model = %name, "response_cache has no effect: the server has none without --response-cache-bytes");
         }
-        let retain = parameter(&config, RETAIN, "true or false", |text| text.parse().ok())?.unwrap_or(self.retain);
-        let retention = if retain { Retention::Cached } else { Retention::Transient };
         let declared_bytes = parameter(&config, MEMORY_BYTES, "a number of bytes", |text| text.parse().ok())?;
-        let types = "infer, generate or generate_stream";
-        let inference_type = parameter(&config, INFERENCE_TYPE, types, InferenceType::named)?;
         let file_bytes = match &tree.bare_file {
             Some(file) => file.metadata().map_or(0, |metadata| metadata.len()),
             None => versions.iter().map(|version| bytes_below(&tree.directory.join(version.to_string()), 4)).sum(),
         };
-        Ok(Plan {
+        Ok(Planned::Model(Box::new(Plan {
             name: Arc::clone(name),
             tree,
             config,
@@ -119,7 +134,7 @@ impl Loader {
             file_bytes,
             derived: None,
             responses,
-        })
+        })))
     }
 
     /// Where the model runs: on the default device, or on the CPU where its configuration says so.

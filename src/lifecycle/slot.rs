@@ -292,6 +292,7 @@ impl Slot {
         let metrics = &manager.0.metrics;
         let numbers: Vec<_> = fresh.versions.iter().map(|loaded| loaded.id.version).collect();
         self.repeat_pin(&fresh);
+        let parts = fresh.parts();
         let fresh = Arc::new(fresh);
         let departing = Arc::clone(&self.departing).read_owned().await;
         let old = {
@@ -324,10 +325,14 @@ impl Slot {
         );
         // The old copy ends when its last request does; only an unload has to wait for that.
         if let Some(old) = old {
-            let manager = manager.clone();
+            let (manager, stays) = (manager.clone(), parts);
             drop(tokio::spawn(async move {
+                let parts = old.parts();
                 dispose(&manager, old).await;
                 drop(departing);
+                for part in parts.difference(&stays) {
+                    manager.unload_part(part).await;
+                }
             }));
         }
         Outcome::Done
@@ -414,8 +419,13 @@ impl Slot {
                     (now.saturating_duration_since(entry.since), now.saturating_duration_since(entry.last_use))
                 })
             });
+            let parts = old.parts();
             dispose(manager, old).await;
             drop(self.departing.write().await);
+            // What came with it goes with it, now that none of its requests is left.
+            for part in &parts {
+                manager.unload_part(part).await;
+            }
             metrics.unloads.increment(1);
             metrics.resident.decrement(1.0);
             metrics.evicted("device", departure.reason.name(), age);

@@ -74,13 +74,7 @@ impl ModelConfig {
     pub fn normalize(&mut self, default_model_filename: &str, kind: InstanceKind, instances: u32) -> Result<()> {
         let name = self.name.clone();
         let preferred = i64::from(self.max_batch_size);
-        if self.message.get("version_policy").is_none() || self.version_policy == VersionPolicy::Latest(1) {
-            let mut policy = child(&MODEL_CONFIG, "version_policy");
-            let mut latest = child(policy.schema(), "latest");
-            latest.set_one("num_versions", Value::Uint(1));
-            policy.set_one("latest", Value::Message(latest));
-            self.message.set_one("version_policy", Value::Message(policy));
-        }
+        self.normalize_version_policy();
         if self.default_model_filename.is_empty() && !default_model_filename.is_empty() {
             self.message.set_one("default_model_filename", Value::String(default_model_filename.to_owned()));
         }
@@ -130,8 +124,18 @@ impl ModelConfig {
         self.reread().map_err(|error| Error::internal("the defaults make no configuration").with_source(error))
     }
 
+    pub(super) fn normalize_version_policy(&mut self) {
+        if self.message.get("version_policy").is_none() || self.version_policy == VersionPolicy::Latest(1) {
+            let mut policy = child(&MODEL_CONFIG, "version_policy");
+            let mut latest = child(policy.schema(), "latest");
+            latest.set_one("num_versions", Value::Uint(1));
+            policy.set_one("latest", Value::Message(latest));
+            self.message.set_one("version_policy", Value::Message(policy));
+        }
+    }
+
     /// Pinned memory is on in Triton unless a configuration says otherwise.
-    fn normalize_optimization(&mut self) {
+    pub(super) fn normalize_optimization(&mut self) {
         let mut optimization =
             self.message.message("optimization").cloned().unwrap_or_else(|| child(&MODEL_CONFIG, "optimization"));
         for side in ["input_pinned_memory", "output_pinned_memory"] {
@@ -145,7 +149,7 @@ impl ModelConfig {
     }
 
     /// Reads the typed fields anew after a change of the tree.
-    fn reread(&mut self) -> Result<(), ConfigError> {
+    pub(super) fn reread(&mut self) -> Result<(), ConfigError> {
         *self = Self::read(self.message.clone())?;
         Ok(())
     }
@@ -296,7 +300,7 @@ impl ModelConfig {
 }
 
 /// An empty message for a field of `schema`.
-fn child(schema: &'static MessageSchema, field: &str) -> Message {
+pub(super) fn child(schema: &'static MessageSchema, field: &str) -> Message {
     match schema.field(field).map(|field| field.field_type) {
         Some(FieldType::Message(inner)) => Message::new(inner),
         _ => {

@@ -11,6 +11,7 @@
 pub(crate) mod arbitrary;
 pub mod complete;
 pub mod diagnostic;
+pub mod ensemble;
 pub mod message;
 pub mod ragged;
 mod read;
@@ -26,6 +27,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use self::diagnostic::{ConfigError, ConfigWarning};
+use self::ensemble::EnsembleScheduling;
 use self::message::{Message, Value};
 use self::ragged::{BatchInput, BatchOutput};
 use self::sequence::SequenceBatching;
@@ -75,6 +77,7 @@ pub fn from_message(message: Message) -> Result<Parsed, ConfigError> {
     warm_up::validate(&config)?;
     let mut warnings = support::check(config.message())?;
     warnings.extend(response_cache::warning(config.message()));
+    warnings.extend(ensemble::warnings(config.message()));
     Ok(Parsed { config, warnings })
 }
 
@@ -109,6 +112,8 @@ pub struct ModelConfig {
     pub dynamic_batching: Option<DynamicBatching>,
     /// How requests of sequences are kept together, if they are to be.
     pub sequence_batching: Option<SequenceBatching>,
+    /// The models it is made of, if it is an ensemble.
+    pub ensemble: Option<EnsembleScheduling>,
     /// The model's file in a version folder; empty for the backend's usual one.
     pub default_model_filename: String,
     /// Parameters for the backend.
@@ -186,6 +191,7 @@ impl Default for ModelConfig {
             instance_groups: Vec::new(),
             dynamic_batching: None,
             sequence_batching: None,
+            ensemble: None,
             default_model_filename: String::new(),
             parameters: BTreeMap::new(),
             decoupled: false,

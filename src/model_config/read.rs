@@ -8,7 +8,7 @@ use super::message::{MapKey, Message, Value};
 use super::ragged::{read_batch_input, read_batch_output};
 use super::{
     DynamicBatching, InstanceGroup, InstanceKind, ModelConfig, ModelInput, ModelOutput, QueuePolicy, RateLimiter,
-    RateLimiterResource, TimeoutAction, VersionPolicy, response_cache, sequence, warm_up,
+    RateLimiterResource, TimeoutAction, VersionPolicy, ensemble, response_cache, sequence, warm_up,
 };
 use crate::inference::Version;
 use crate::tensor::DataType;
@@ -41,6 +41,7 @@ impl ModelConfig {
                 .collect::<Result<_, _>>()?,
             dynamic_batching: message.message("dynamic_batching").map(dynamic_batching).transpose()?,
             sequence_batching: sequence::read(&message)?,
+            ensemble: ensemble::read(&message)?,
             default_model_filename: message.text("default_model_filename").to_owned(),
             parameters: message
                 .entries("parameters")
@@ -62,6 +63,10 @@ impl ModelConfig {
         {
             config.message.set_one("backend", Value::String(backend.to_owned()));
             config.backend = backend.to_owned();
+        }
+        if config.ensemble.is_some() && config.platform.is_empty() && config.backend.is_empty() {
+            config.message.set_one("platform", Value::String(ensemble::PLATFORM.to_owned()));
+            ensemble::PLATFORM.clone_into(&mut config.platform);
         }
         Ok(config)
     }

@@ -1,6 +1,7 @@
 //! `response_cache`: whether a model's answers are kept.
 
 use super::diagnostic::{ConfigError, ConfigWarning};
+use super::ensemble::is_ensemble;
 use super::message::Message;
 
 /// Whether answers of the model are kept.
@@ -27,10 +28,6 @@ pub(super) fn warning(config: &Message) -> Option<ConfigWarning> {
     let cache = config.message("response_cache").filter(|cache| cache.flag("enable") && is_ensemble(config))?;
     let text = "'response_cache.enable' has no effect on an ensemble: enable it for the models of its steps";
     Some(ConfigWarning::new(cache.position_of("enable"), text))
-}
-
-fn is_ensemble(config: &Message) -> bool {
-    config.get("ensemble_scheduling").is_some()
 }
 
 #[cfg(test)]

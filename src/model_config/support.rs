@@ -38,7 +38,7 @@ const fn rule(path: &'static str, verdict: Verdict, why: &'static str) -> Rule {
 
 const RULES: &[Rule] = &[
     // Answers depend on these.
-    rule("ensemble_scheduling", Refused, "a model made of other models cannot be served yet"),
+    rule("ensemble_scheduling.step.model_namespace", Refused, "a model is known by its name in the repository alone"),
     rule("sequence_batching.iterative_sequence", Refused, "a request is answered once and not scheduled again"),
     rule("model_operations", Refused, "libraries with custom operations are not loaded"),
     rule("model_repository_agents", Refused, "agents are not run, so what they verify or change would not be"),
@@ -151,6 +151,11 @@ mod tests {
         "batch_input",
         "batch_output",
         "dynamic_batching",
+        "ensemble_scheduling.step.model_name",
+        "ensemble_scheduling.step.model_version",
+        "ensemble_scheduling.step.input_map",
+        "ensemble_scheduling.step.output_map",
+        "ensemble_scheduling.max_inflight_requests",
         "sequence_batching.direct",
         "sequence_batching.oldest",
         "sequence_batching.max_sequence_idle_microseconds",
@@ -223,7 +228,6 @@ mod tests {
         let tensor = "name: 'x' data_type: TYPE_FP32 dims: 1";
         let cases = [
             ("sequence_batching { iterative_sequence: true }".to_owned(), "sequence_batching.iterative_sequence"),
-            ("ensemble_scheduling { }".to_owned(), "ensemble_scheduling"),
             ("model_operations { op_library_filename: 'a.so' }".to_owned(), "model_operations"),
             ("model_repository_agents { agents { name: 'checksum' } }".to_owned(), "model_repository_agents"),
             (

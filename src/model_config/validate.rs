@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::diagnostic::{ConfigError, Position, quoted};
+use super::ensemble;
 use super::message::{MapKey, Message};
 use super::read::{PLATFORMS, backend_of_platform};
 use super::{DynamicBatching, ModelConfig, QueuePolicy, TimeoutAction};
@@ -10,6 +11,7 @@ use super::{DynamicBatching, ModelConfig, QueuePolicy, TimeoutAction};
 /// Checks a configuration as it was written; what only the model itself can tell is `complete`'s.
 pub(super) fn validate(config: &ModelConfig) -> Result<(), ConfigError> {
     let message = config.message();
+    ensemble::validate(config)?;
     validate_backend(config)?;
     let inputs = config.inputs.iter().map(|input| (&input.name, &input.dims, &input.reshape));
     validate_tensors("input", message, inputs)?;
@@ -41,11 +43,6 @@ pub(super) fn validate(config: &ModelConfig) -> Result<(), ConfigError> {
 fn validate_backend(config: &ModelConfig) -> Result<(), ConfigError> {
     let (platform, backend) = (config.platform.as_str(), config.backend.as_str());
     let position = config.message().position_of("platform");
-    if platform == "ensemble" {
-        // The scheduling field, if it is there, says so too; a model that lacks it is no better off.
-        let text = "platform 'ensemble' is not supported yet: a model made of other models cannot be served";
-        return Err(ConfigError::unsupported(position, text));
-    }
     match backend_of_platform(platform) {
         Some(expected) if expected != backend => {
             let text = format!(
@@ -55,7 +52,7 @@ fn validate_backend(config: &ModelConfig) -> Result<(), ConfigError> {
             );
             Err(ConfigError::invalid(position, text))
         }
-        None if !platform.is_empty() && backend.is_empty() => {
+        None if !platform.is_empty() && backend.is_empty() && platform != ensemble::PLATFORM => {
             let known: Vec<_> = PLATFORMS.iter().map(|(name, _)| *name).collect();
             let text = format!(
                 "unknown platform {}, expected one of {}; or name the backend instead",
@@ -157,7 +154,6 @@ fn validate_batching(batching: &DynamicBatching, written: &Message, max_batch_si
 
 #[cfg(test)]
 mod tests {
-    use crate::error::ErrorKind;
     use crate::model_config::{UnknownFields, parse};
 
     fn error(text: &str) -> String {
@@ -299,11 +295,5 @@ mod tests {
         ] {
             parse(&text, UnknownFields::Deny).unwrap();
         }
-    }
-
-    #[test]
-    fn an_ensemble_is_not_supported_rather_than_wrong() {
-        let error = parse("platform: 'ensemble' ensemble_scheduling { }", UnknownFields::Deny).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Unsupported);
     }
 }

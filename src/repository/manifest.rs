@@ -76,6 +76,15 @@ impl ModelManifest {
 pub struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
+    /// Names the same content as that of one of several models in it.
+    #[must_use]
+    pub fn of_part(self, part: &str) -> Self {
+        let digest = Sha256::new().chain_update(self.0).chain_update(part.as_bytes()).finalize();
+        let mut short = [0; 16];
+        short.copy_from_slice(&digest[..16]);
+        Self(short)
+    }
+
     /// Reads what [`fmt::Display`] wrote: 32 hexadecimal digits.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {

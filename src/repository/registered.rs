@@ -72,6 +72,9 @@ impl Registered {
         let tree = ModelTree::read_unpacked(name, &place.path)?;
         // A file of any name at the side of others is the model; `model.onnx` belongs to the folder it lies in.
         let is_usual = |file: &Path| MODEL_FILES.iter().any(|(usual, _, _)| file.file_name() == Some(usual.as_ref()));
+        if let Some(bundle) = &tree.bundle {
+            return manifest_of(name, bundle);
+        }
         let lone = tree.bare_file.as_deref().filter(|file| !is_usual(file));
         manifest_of(name, lone.unwrap_or(&tree.directory))
     }
@@ -223,7 +226,7 @@ mod tests {
         for (name, place, end, form) in [
             ("m-1.x", "root", "root", Form::Directory),
             ("m2", "one", "inner", Form::Directory),
-            ("m3", "ensemble", "b", Form::Directory),
+            ("m3", "ensemble", "ensemble", Form::Directory),
             ("m4", "bare", "resnet.onnx", Form::File),
             ("m5", "archive/x.tar.gz", "x.tar.gz", Form::Archive),
             ("m6", "flat", "flat", Form::Directory),

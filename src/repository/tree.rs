@@ -1,5 +1,6 @@
 //! `ModelTree`: the files of a model on this machine, in Triton's layout.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -7,6 +8,7 @@ use super::layout::{self, CONFIG, MODEL_FILES};
 use super::manifest::{Form, ModelManifest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::Version;
+use crate::model_config::{self, UnknownFields};
 
 /// The largest `config.pbtxt`, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 4 << 20;
@@ -24,6 +26,8 @@ pub struct ModelTree {
     pub versions: Vec<Version>,
     /// The model's file where it lies outside a version folder: `resnet.onnx`, or `resnet/model.onnx`.
     pub bare_file: Option<PathBuf>,
+    /// The folder of the models that came with it, for an ensemble of several models in one archive.
+    pub bundle: Option<PathBuf>,
 }
 
 impl ModelTree {
@@ -31,7 +35,7 @@ impl ModelTree {
     #[must_use]
     pub fn bare(file: PathBuf) -> Self {
         let directory = file.parent().map(Path::to_owned).unwrap_or_default();
-        Self { directory, owns_directory: false, config: None, versions: vec![1], bare_file: Some(file) }
+        Self { directory, owns_directory: false, config: None, versions: vec![1], bare_file: Some(file), bundle: None }
     }
 
     /// The files of a model that lies on this machine as it is, in no archive. Blocking.
@@ -42,7 +46,12 @@ impl ModelTree {
     pub fn of(manifest: &ModelManifest) -> Result<Self> {
         let absent = || Error::not_found(format!("there is no model '{}' in the repository", manifest.name));
         match (&manifest.local, manifest.form) {
-            (Some(folder), Form::Directory) => Self::read(&manifest.name, folder)?.ok_or_else(absent),
+            (Some(folder), Form::Directory) => match Self::read(&manifest.name, folder)? {
+                Some(tree) => Ok(tree),
+                // An ensemble among its steps, as an archive may hold them.
+                None if folder.is_dir() => Self::read_unpacked(&manifest.name, folder),
+                None => Err(absent()),
+            },
             (Some(file), Form::File) => Ok(Self::bare(file.clone())),
             (_, _) => Err(Error::unsupported(format!("'{}' must be fetched and unpacked first", manifest.key))),
         }
@@ -71,8 +80,11 @@ impl ModelTree {
         if config.is_none() && versions.is_empty() && bare_file.is_none() {
             return Ok(None);
         }
-        let versions = if bare_file.is_some() { vec![1] } else { versions };
-        Ok(Some(Self { directory: folder.to_owned(), owns_directory: true, config, versions, bare_file }))
+        // There is nothing to put into a version's folder of an ensemble, and S3 has no empty folders.
+        let is_one = bare_file.is_some() || (versions.is_empty() && config.as_deref().and_then(steps_of).is_some());
+        let versions = if is_one { vec![1] } else { versions };
+        let directory = folder.to_owned();
+        Ok(Some(Self { directory, owns_directory: true, config, versions, bare_file, bundle: None }))
     }
 
     /// The model inside a folder that an archive was unpacked to: at its root, in its one folder, or the ensemble among
@@ -94,7 +106,6 @@ impl ModelTree {
                 trees.push(Self { owns_directory: true, ..Self::bare(path) });
             }
         }
-        let is_ensemble = |tree: &Self| tree.config.as_deref().is_some_and(|text| text.contains("ensemble"));
         match trees.len() {
             0 => Err(Error::invalid(format!(
                 "the archive of model '{name}' holds no model: a {CONFIG}, a version folder or a model.onnx is needed at its \
@@ -102,16 +113,60 @@ impl ModelTree {
             ))),
             1 => Ok(trees.swap_remove(0)),
             count => {
-                let mut entries = trees.into_iter().filter(is_ensemble);
+                let steps: Vec<_> = trees.iter().map(|tree| tree.config.as_deref().and_then(steps_of)).collect();
+                let is_step = |tree: &Self| {
+                    steps.iter().flatten().any(|steps| tree.name().is_some_and(|name| steps.contains(name)))
+                };
+                let is_entry = |(tree, steps): &(&Self, &Option<_>)| steps.is_some() && !is_step(tree);
+                let mut entries = trees.iter().zip(&steps).filter(is_entry);
                 match (entries.next(), entries.next()) {
-                    (Some(entry), None) => Ok(entry),
+                    (Some((entry, _)), None) => Ok(Self { bundle: Some(root.to_owned()), ..entry.clone() }),
                     _ => Err(Error::invalid(format!(
-                        "the archive of model '{name}' holds {count} models and not exactly one ensemble among them: pack \
-                         each model by itself"
+                        "the archive of model '{name}' holds {count} models and not exactly one ensemble that is no step of \
+                         another: pack each model by itself, or an ensemble with the models of its steps"
                     ))),
                 }
             }
         }
+    }
+
+    /// A model that came with this one, by its folder's name or that of its file without the ending; `None` where there is
+    /// none. Blocking.
+    ///
+    /// # Errors
+    /// As [`ModelTree::read`].
+    pub fn part(&self, part: &str) -> Result<Option<Self>> {
+        let Some(bundle) = self.bundle.as_ref().filter(|_| !part.contains('/')) else { return Ok(None) };
+        let bare = || {
+            let files = MODEL_FILES.iter().map(|(_, ending, _)| bundle.join(format!("{part}{ending}")));
+            files.into_iter().find(|file| file.is_file()).map(|file| Self { owns_directory: true, ..Self::bare(file) })
+        };
+        let tree = Self::read(part, &bundle.join(part))?.or_else(bare);
+        Ok(tree.map(|tree| Self { bundle: Some(bundle.clone()), ..tree }))
+    }
+
+    /// The name by which an ensemble in the same archive knows it: that of its folder, or of its file where that lies in
+    /// none of its own.
+    fn name(&self) -> Option<&str> {
+        let is_usual = |file: &&PathBuf| MODEL_FILES.iter().any(|(usual, _, _)| file.ends_with(usual));
+        match self.bare_file.as_ref().filter(|file| !is_usual(file)) {
+            Some(file) => file.file_stem()?.to_str(),
+            None => self.directory.file_name()?.to_str(),
+        }
+    }
+}
+
+/// The models that an ensemble of this configuration asks; `None` for what is no ensemble. A text that cannot be read is
+/// taken for one where it says so, for its error to be told when it is loaded.
+fn steps_of(text: &str) -> Option<BTreeSet<String>> {
+    if !text.contains("ensemble") {
+        return None;
+    }
+    match model_config::parse(text, UnknownFields::Warn) {
+        Ok(parsed) => {
+            parsed.config.ensemble.map(|ensemble| ensemble.steps.into_iter().map(|step| step.model).collect())
+        }
+        Err(_) => Some(BTreeSet::new()),
     }
 }
 

@@ -11,6 +11,7 @@ pub mod batcher;
 pub mod budget;
 #[cfg(any(test, feature = "test-util"))]
 pub mod bursts;
+pub mod ensemble;
 pub mod executor;
 pub mod layout;
 pub mod order;

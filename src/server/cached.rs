@@ -7,6 +7,7 @@ use crate::cache::response::{Key, Responses};
 use crate::error::{Error, Result};
 use crate::inference::{NamedTensors, Parameters};
 use crate::lifecycle::handle::LoadedVersion;
+use crate::scheduler::queue::ModelQueue;
 use crate::scheduler::work::Work;
 
 /// Inputs above this are hashed on a thread that may block: they take a tenth of a millisecond.
@@ -19,6 +20,7 @@ const HASHED_HERE: usize = 128 << 10;
 /// As [`ModelQueue::infer`](crate::scheduler::queue::ModelQueue::infer); errors are not kept.
 pub(super) async fn infer_cached(
     model: &LoadedVersion,
+    queue: &Arc<ModelQueue>,
     responses: &Arc<Responses>,
     parameters: &Parameters,
     work: Work,
@@ -33,7 +35,7 @@ pub(super) async fn infer_cached(
         return Ok(outputs);
     }
     let wanted = work.outputs.len();
-    let outputs = model.queue.infer(work).await?;
+    let outputs = queue.infer(work).await?;
     let keeping = Instant::now();
     if outputs.len() == wanted {
         responses.keep(key, &outputs);

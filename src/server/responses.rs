@@ -7,11 +7,12 @@ use std::task::{Context, Poll, ready};
 use compact_str::CompactString;
 use futures_util::Stream;
 
+use super::ensemble::Passage;
 use super::prepare::restore_shapes;
 use super::settings::trace_answer;
 use crate::error::Result;
-use crate::inference::InferenceResponse;
-use crate::lifecycle::handle::LoadedVersion;
+use crate::inference::{InferenceResponse, NamedTensors};
+use crate::lifecycle::handle::{LoadedVersion, ModelHandle};
 use crate::scheduler::answer::Answer;
 use crate::scheduler::stream::AnswerStream;
 use crate::telemetry::trace::record::Trace;
@@ -25,12 +26,22 @@ pub struct Responses(Kind);
 enum Kind {
     Single(Option<Box<InferenceResponse>>),
     Many(Many),
+    Passing(Box<Passing>),
     Over,
 }
 
 struct Many {
     answers: AnswerStream,
     model: Arc<LoadedVersion>,
+    id: CompactString,
+    trace: Option<Arc<Trace>>,
+}
+
+/// The answers of an ensemble as its steps give them.
+struct Passing {
+    passage: Passage,
+    /// Until the last answer is there, or the reader has left.
+    model: ModelHandle,
     id: CompactString,
     trace: Option<Arc<Trace>>,
 }
@@ -57,6 +68,15 @@ impl Responses {
     ) -> Self {
         Self(Kind::Many(Many { answers, model, id, trace }))
     }
+
+    pub(super) fn passing(
+        passage: Passage,
+        model: ModelHandle,
+        id: CompactString,
+        trace: Option<Arc<Trace>>,
+    ) -> Self {
+        Self(Kind::Passing(Box::new(Passing { passage, model, id, trace })))
+    }
 }
 
 impl Stream for Responses {
@@ -75,6 +95,24 @@ impl Stream for Responses {
                     self.0 = Kind::Over;
                 }
                 Poll::Ready(next)
+            }
+            Kind::Passing(passing) => {
+                let next = ready!(passing.passage.poll_next(context));
+                let last = next.is_none();
+                let next = next.unwrap_or_else(|| Ok(NamedTensors::new())).map(|outputs| InferenceResponse {
+                    model: passing.model.id.clone(),
+                    id: passing.id.clone(),
+                    parameters: Vec::new(),
+                    outputs,
+                    last,
+                });
+                if let Some(trace) = &passing.trace {
+                    trace_answer(trace, &next);
+                }
+                if last || next.is_err() {
+                    self.0 = Kind::Over;
+                }
+                Poll::Ready(Some(next))
             }
             Kind::Over => Poll::Ready(None),
         }

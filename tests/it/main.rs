@@ -15,6 +15,7 @@ mod container_start;
 mod devices;
 mod drain;
 mod emulate;
+mod ensemble;
 mod eviction;
 mod faults;
 mod grpc;

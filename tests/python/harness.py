@@ -125,6 +125,9 @@ MODELS = ["add_sub", "digits", "every_type", "half", "identity", "iris", "scale"
 
 # Examples whose requests have any number of answers.
 STREAMING = ["repeat"]
+
+# An example made of others, and the step that is there for it alone.
+ENSEMBLES = ["digits_raw", "grey"]
 TEXTS = ["world", "two words", "12.5", "zwölf Boxkämpfer jagen", "", "日本 語", " spaces  around ", "+7"]
 
 

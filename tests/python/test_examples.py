@@ -13,6 +13,7 @@ from tritonclient.http import InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from harness import (
+    ENSEMBLES,
     EXAMPLES,
     MODELS,
     STREAMING,
@@ -406,7 +407,7 @@ def state_of(client, model):
 
 
 def test_the_index_lists_every_model_and_follows_loads_and_unloads(client):
-    assert {row["name"] for row in client.get_model_repository_index()} == {*MODELS, *STREAMING}
+    assert {row["name"] for row in client.get_model_repository_index()} == {*MODELS, *STREAMING, *ENSEMBLES}
     client.load_model("scale")
     assert state_of(client, "scale") == {"1": "READY", "2": "READY"}
     assert client.is_model_ready("scale") and client.is_model_ready("scale", "1")

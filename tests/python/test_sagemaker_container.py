@@ -131,14 +131,30 @@ def test_the_models_name_is_the_key_and_the_target_header_is_for_people(empty, a
     assert empty.call("DELETE", path_of(HASH), headers=header(at_invoke)).status == 200
 
 
-def test_an_ensemble_is_refused_with_its_name_and_leaves_nothing(empty):
-    """Part of the dialogue A01, not yet: a model made of other models."""
+def test_A01_an_ensemble_comes_with_the_models_of_its_steps_and_goes_with_them(empty):
+    """A model made of other models: loaded, listed and unloaded as one, under the name that the platform gave it."""
     url = empty.place(VECTOR, "e", "step")
-    config = 'platform: "ensemble"\nensemble_scheduling { step [ { model_name: "step" model_version: -1 } ] }\n'
+    config = """platform: "ensemble" input { name: "x" data_type: TYPE_FP32 dims: [ -1 ] }
+        output { name: "y" data_type: TYPE_FP32 dims: [ -1 ] }
+        ensemble_scheduling { step { model_name: "step" model_version: -1
+        input_map { key: "x" value: "x" } output_map { key: "x_out" value: "y" } } }"""
     made.put(f"{url}/whole/config.pbtxt", config.encode())
     made.put(f"{url}/whole/1/keep", b"")
     answer = empty.load("e", url, {TARGET: "ensemble.tar.gz"})
-    assert_refused(answer, 400, 501, text="ensemble")
+    assert answer.status == 200, answer
+    assert empty.names() == ["e"]
+    assert empty.invoke("e", floats(1), {TARGET: "ensemble.tar.gz"}).status == 200
+    assert empty.call("DELETE", path_of("e"), headers={TARGET: "ensemble.tar.gz"}).status == 200
+    assert empty.names() == []
+    assert_refused(empty.get("e"), 404)
+
+
+def test_an_ensemble_that_lacks_a_step_is_refused_with_its_name_and_leaves_nothing(empty):
+    url = empty.place(VECTOR, "e", "step")
+    config = 'platform: "ensemble"\nensemble_scheduling { step [ { model_name: "step" model_version: -1 } ] }\n'
+    made.put(f"{url}/whole/config.pbtxt", config.encode())
+    answer = empty.load("e", url, {TARGET: "ensemble.tar.gz"})
+    assert_refused(answer, 400, text="ensemble")
     assert empty.names() == []
     assert_refused(empty.get("e"), 404)
 

@@ -93,15 +93,18 @@ pub(super) async fn unload(
     _: By,
 ) -> Result<pb::RepositoryModelUnloadResponse> {
     refuse_named_repository(&asked.repository_name)?;
+    let mut dependents = false;
     for (key, value) in &asked.parameters {
-        // `unload_dependents` has nothing to mean while there are no ensembles.
-        if key != "unload_dependents" || !matches!(value.parameter_choice, Some(ParameterChoice::BoolParam(_))) {
-            return Err(Error::invalid(format!(
-                "unrecognized unload parameter '{key}', known is 'unload_dependents' as bool_param."
-            )));
+        match value.parameter_choice {
+            Some(ParameterChoice::BoolParam(given)) if key == "unload_dependents" => dependents = given,
+            _ => {
+                return Err(Error::invalid(format!(
+                    "unrecognized unload parameter '{key}', known is 'unload_dependents' as bool_param."
+                )));
+            }
         }
     }
-    grpc.server().unload_model(&asked.model_name).await?;
+    grpc.server().unload_model(&asked.model_name, dependents).await?;
     Ok(pb::RepositoryModelUnloadResponse {})
 }
 

@@ -116,14 +116,17 @@ fn load_parameters(body: &Map<String, Value>) -> Result<Option<ModelConfig>> {
 
 async fn unload(kserve: &Kserve, name: &str, request: Request) -> Result<Response> {
     let body = read_control(request).await?;
+    let mut dependents = false;
     for (key, value) in parameters(&body)?.into_iter().flatten() {
-        // `unload_dependents` has nothing to mean while there are no ensembles.
-        if key != "unload_dependents" || !value.is_boolean() {
-            return Err(Error::invalid(format!(
-                "unknown parameter '{key}' of an unload request, known is 'unload_dependents' with true or false"
-            )));
+        match value.as_bool().filter(|_| key == "unload_dependents") {
+            Some(given) => dependents = given,
+            None => {
+                return Err(Error::invalid(format!(
+                    "unknown parameter '{key}' of an unload request, known is 'unload_dependents' with true or false"
+                )));
+            }
         }
     }
-    kserve.server().unload_model(name).await?;
+    kserve.server().unload_model(name, dependents).await?;
     Ok(empty())
 }

@@ -144,10 +144,10 @@ impl Inner {
             if inner.server.versions_of(&name).is_empty() {
                 return Err(not_loaded(&name));
             }
-            inner.server.unload_model(&name).await?;
+            inner.server.unload_model(&name, true).await?;
             // Where invocations load as well, one may have come in between.
             while inner.registered.place(&name).is_some() && !inner.server.versions_of(&name).is_empty() {
-                inner.server.unload_model(&name).await?;
+                inner.server.unload_model(&name, true).await?;
             }
             inner.forget(&name);
             Ok(())

@@ -159,13 +159,16 @@ impl TestServer {
     /// Requests in the queues of a model's versions.
     pub(crate) fn pending(&self, model: &str) -> usize {
         let versions = self.inner.resident_versions();
-        versions.iter().filter(|loaded| *loaded.id.name == *model).map(|loaded| loaded.queue.pending()).sum()
+        versions.iter().filter(|loaded| *loaded.id.name == *model).map(|loaded| loaded.pending()).sum()
     }
 
     /// Sequences of the model `s` that hold a slot, and that wait for one.
     pub(crate) fn live(&self) -> (usize, usize) {
         let versions = self.inner.resident_versions();
-        let live = versions.iter().filter(|loaded| &*loaded.id.name == "s").map(|loaded| loaded.queue.live_sequences());
+        let live = versions
+            .iter()
+            .filter(|loaded| &*loaded.id.name == "s")
+            .filter_map(|loaded| Some(loaded.queue()?.live_sequences()));
         live.fold((0, 0), |(held, waiting), (more, behind)| (held + more, waiting + behind))
     }
 
@@ -240,7 +243,7 @@ impl TestServer {
     pub(crate) async fn finish(mut self) {
         let idle = || {
             let versions = self.inner.resident_versions();
-            versions.iter().all(|loaded| loaded.pins() == 0 && loaded.queue.pending() == 0)
+            versions.iter().all(|loaded| loaded.pins() == 0 && loaded.pending() == 0)
         };
         eventually("no pins and nothing in the queues", idle).await;
         // A load whose caller left may end only now; what is leaked never goes.
@@ -251,8 +254,9 @@ impl TestServer {
                 if resident.is_empty() && counted == Some(0.0) && self.gated.alive() == 0 {
                     return;
                 }
-                for loaded in resident {
-                    self.inner.unload_model(&loaded.id.name).await.unwrap();
+                // What came with an ensemble goes with it.
+                for loaded in resident.iter().filter(|loaded| !loaded.is_part()) {
+                    self.inner.unload_model(&loaded.id.name, false).await.unwrap();
                 }
                 tokio::task::yield_now().await;
             }
