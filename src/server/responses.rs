@@ -69,12 +69,7 @@ impl Responses {
         Self(Kind::Many(Many { answers, model, id, trace }))
     }
 
-    pub(super) fn passing(
-        passage: Passage,
-        model: ModelHandle,
-        id: CompactString,
-        trace: Option<Arc<Trace>>,
-    ) -> Self {
+    pub(super) fn passing(passage: Passage, model: ModelHandle, id: CompactString, trace: Option<Arc<Trace>>) -> Self {
         Self(Kind::Passing(Box::new(Passing { passage, model, id, trace })))
     }
 }
