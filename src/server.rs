@@ -21,7 +21,7 @@ use crate::backend::registry::Entry;
 use crate::device::monitor::DeviceMonitor;
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
-use crate::inference::{Deadline, InferenceRequest, InferenceResponse, Version};
+use crate::inference::{Deadline, InferenceRequest, InferenceResponse, Parameters, Version};
 use crate::lifecycle::handle::{Engine, LoadedVersion, ModelHandle};
 use crate::lifecycle::residency::{Explanation, ModelResidency, ResidencyPage, ResidencyQuery};
 use crate::lifecycle::{IndexEntry, ModelManager};
@@ -305,7 +305,7 @@ impl InferenceServer {
         depth: usize,
     ) -> Result<InferenceResponse> {
         let id = request.id.clone();
-        let parameters = wants_parameters(model).then(|| request.parameters.clone()).unwrap_or_default();
+        let parameters = kept_parameters(model, &request);
         let work = prepare(model, request, arrived).inspect_err(|_| {
             model.statistics.record_failure(FailureReason::Other, arrived.elapsed());
         })?;
@@ -349,7 +349,7 @@ impl InferenceServer {
             return self.infer_at(&model, request, arrived, depth).await.map(Responses::single);
         }
         let (id, trace) = (request.id.clone(), request.trace.clone());
-        let parameters = wants_parameters(&model).then(|| request.parameters.clone()).unwrap_or_default();
+        let parameters = kept_parameters(&model, &request);
         if let Some(trace) = &trace {
             // It ends with the last of its answers, or where they are dropped.
             trace_begin(trace, &model, &request);
@@ -433,7 +433,8 @@ fn by_its_own_name(handle: ModelHandle, name: &str) -> Result<ModelHandle> {
     Ok(handle)
 }
 
-/// Whether the parameters of a request matter once it is checked.
-fn wants_parameters(model: &LoadedVersion) -> bool {
-    model.responses.is_some() || model.queue().is_none()
+/// The parameters of a request, where they matter once it is checked.
+fn kept_parameters(model: &LoadedVersion, request: &InferenceRequest) -> Parameters {
+    let wanted = model.responses.is_some() || model.queue().is_none();
+    if wanted { request.parameters.clone() } else { Parameters::new() }
 }

@@ -263,7 +263,7 @@ impl Resident {
     /// Whether a sequence of requests has begun that has not ended: what it left in an instance would go with the model.
     #[must_use]
     pub fn has_sequences(&self) -> bool {
-        self.versions.iter().any(|version| version.queue().is_some_and(|queue| queue.live_sequences().0 > 0))
+        self.versions.iter().filter_map(|version| version.queue()).any(|queue| queue.live_sequences().0 > 0)
     }
 
     /// Whether anybody counts on it: a request, or a sequence between two of its requests.

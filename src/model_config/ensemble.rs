@@ -169,7 +169,15 @@ struct Flow<'a> {
     /// The step that makes a tensor; `None` for the ensemble's inputs.
     makers: HashMap<&'a str, Option<usize>>,
     /// For each step its model, where it is written, and what it takes.
-    steps: Vec<(&'a str, Position, Vec<(&'a str, Position)>)>,
+    steps: Vec<Written<'a>>,
+}
+
+/// A step as it is written.
+struct Written<'a> {
+    model: &'a str,
+    at: Position,
+    /// The tensors that it takes, and where that is written.
+    takes: Vec<(&'a str, Position)>,
 }
 
 impl<'a> Flow<'a> {
@@ -201,7 +209,7 @@ impl<'a> Flow<'a> {
                         return Err(wrong(item.position, text));
                     }
                     Some(Some(other)) => {
-                        let other = steps.get(other).map_or(model, |(model, ..): &(&str, Position, Vec<_>)| model);
+                        let other = steps.get(other).map_or(model, |step: &Written<'_>| step.model);
                         let text = format!(
                             "{}: tensor {} is written twice, also by step {}: each tensor has one maker",
                             shown(step),
@@ -213,7 +221,7 @@ impl<'a> Flow<'a> {
                 }
             }
             let takes = step.entries("input_map").filter_map(|(_, item)| Some((text(item)?, item.position)));
-            steps.push((model, at, takes.collect()));
+            steps.push(Written { model, at, takes: takes.collect() });
         }
         if steps.is_empty() {
             let position = config.message().position_of("ensemble_scheduling");
@@ -223,7 +231,7 @@ impl<'a> Flow<'a> {
     }
 
     fn check(&self, config: &ModelConfig, message: &Message) -> Result<(), ConfigError> {
-        for (model, _, takes) in &self.steps {
+        for Written { model, takes, .. } in &self.steps {
             for (tensor, at) in takes {
                 if !self.makers.contains_key(tensor) {
                     let near = nearest(tensor, self.makers.keys().copied());
@@ -259,9 +267,9 @@ impl<'a> Flow<'a> {
             None => Ok(()),
             Some(cycle) => {
                 let position =
-                    cycle.first().and_then(|step| self.steps.get(*step)).map_or(Position::UNKNOWN, |step| step.1);
+                    cycle.first().and_then(|step| self.steps.get(*step)).map_or(Position::UNKNOWN, |step| step.at);
                 let mut names: Vec<_> =
-                    cycle.iter().filter_map(|step| self.steps.get(*step)).map(|(model, ..)| quoted(model)).collect();
+                    cycle.iter().filter_map(|step| self.steps.get(*step)).map(|step| quoted(step.model)).collect();
                 names.extend(names.first().cloned());
                 let text = format!("the steps wait for each other in a circle: {}", names.join(" -> "));
                 Err(wrong(position, text))
@@ -272,11 +280,8 @@ impl<'a> Flow<'a> {
     /// Steps that wait for each other, each for the tensors of the one before it.
     fn cycle(&self) -> Option<Vec<usize>> {
         let maker = |tensor: &str| self.makers.get(tensor).copied().flatten();
-        let before: Vec<BTreeSet<usize>> = self
-            .steps
-            .iter()
-            .map(|(_, _, takes)| takes.iter().filter_map(|(tensor, _)| maker(tensor)).collect())
-            .collect();
+        let before: Vec<BTreeSet<usize>> =
+            self.steps.iter().map(|step| step.takes.iter().filter_map(|(tensor, _)| maker(tensor)).collect()).collect();
         let mut after: Vec<Vec<usize>> = vec![Vec::new(); before.len()];
         let mut waits: Vec<usize> = before.iter().map(BTreeSet::len).collect();
         for (step, others) in before.iter().enumerate() {

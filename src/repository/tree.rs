@@ -136,7 +136,8 @@ impl ModelTree {
     /// # Errors
     /// As [`ModelTree::read`].
     pub fn part(&self, part: &str) -> Result<Option<Self>> {
-        let Some(bundle) = self.bundle.as_ref().filter(|_| !part.contains('/')) else { return Ok(None) };
+        let is_name = !part.contains('/') && part != ".." && part != ".";
+        let Some(bundle) = self.bundle.as_ref().filter(|_| is_name) else { return Ok(None) };
         let bare = || {
             let files = MODEL_FILES.iter().map(|(_, ending, _)| bundle.join(format!("{part}{ending}")));
             files.into_iter().find(|file| file.is_file()).map(|file| Self { owns_directory: true, ..Self::bare(file) })
@@ -260,6 +261,41 @@ mod tests {
         assert!(ModelTree::read_unpacked("m", ensemble.path()).unwrap().directory.ends_with("b"));
         let bare = folder(&[("resnet.onnx", "")]);
         assert!(ModelTree::read_unpacked("m", bare.path()).unwrap().bare_file.unwrap().ends_with("resnet.onnx"));
+    }
+
+    fn ensemble(step: &str) -> String {
+        let maps = "input_map { key: 'x' value: 'x' } output_map { key: 'y' value: 'y' }";
+        let tensors =
+            "input { name: 'x' data_type: TYPE_INT32 dims: 1 } output { name: 'y' data_type: TYPE_INT32 dims: 1 }";
+        format!("platform: 'ensemble' {tensors} ensemble_scheduling {{ step {{ model_name: '{step}' {maps} }} }}")
+    }
+
+    #[test]
+    fn the_entry_of_an_archive_is_the_ensemble_that_is_no_step_of_another_and_the_rest_are_its_parts() {
+        let (outer, inner) = (ensemble("inner"), ensemble("last"));
+        let root =
+            folder(&[("outer/config.pbtxt", &outer), ("inner/config.pbtxt", &inner), ("last.onnx", ""), ("p/1/x", "")]);
+        let entry = ModelTree::read_unpacked("m", root.path()).unwrap();
+        assert!(entry.directory.ends_with("outer") && entry.bundle.as_deref() == Some(root.path()));
+        let inner = entry.part("inner").unwrap().unwrap();
+        assert!(inner.directory.ends_with("inner") && inner.bundle == entry.bundle);
+        assert!(inner.part("last").unwrap().unwrap().bare_file.unwrap().ends_with("last.onnx"));
+        assert_eq!(entry.part("p").unwrap().unwrap().versions, [1]);
+        for none in ["none", "../outer", "p/1", ".."] {
+            assert!(matches!(entry.part(none), Ok(None)), "{none}");
+        }
+        let two = folder(&[("a/config.pbtxt", &ensemble("c")), ("b/config.pbtxt", &ensemble("c")), ("c/1/x", "")]);
+        assert!(
+            ModelTree::read_unpacked("m", two.path()).unwrap_err().to_string().contains("not exactly one ensemble")
+        );
+    }
+
+    #[test]
+    fn an_ensemble_needs_no_version_folder_and_the_word_alone_makes_none() {
+        let root =
+            folder(&[("e/config.pbtxt", &ensemble("a")), ("m/config.pbtxt", "backend: 'identity' # no ensemble")]);
+        let versions = |name: &str| ModelTree::read(name, &root.path().join(name)).unwrap().unwrap().versions;
+        assert_eq!((versions("e"), versions("m")), (vec![1], Vec::new()));
     }
 
     #[test]

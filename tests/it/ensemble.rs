@@ -223,6 +223,22 @@ async fn a_request_that_is_wrong_is_told_so_before_any_step_runs() {
 }
 
 #[tokio::test]
+async fn the_sequence_of_a_request_is_that_of_its_steps() {
+    let repository =
+        Repository::gated(&["a"]).with("s", "gated", "sequence_batching { direct { } }").and("e", &chain(&["a", "s"]));
+    let server = TestServer::start(repository).await;
+    let wrong = server.ask(&infer("e", 1)).await.expect(400).error();
+    assert!(wrong.starts_with("step 's' of ensemble 'e'") && wrong.contains("correlation ID"), "{wrong}");
+    for (tag, start, end) in [(1, true, false), (2, false, false), (3, false, true)] {
+        let mut body = crate::support::client::infer_body(tag);
+        body["parameters"] = json!({"sequence_id": 7, "sequence_start": start, "sequence_end": end});
+        assert_eq!(server.ask(&post("/v2/models/e/infer", body.to_string())).await.tag(), tag);
+    }
+    assert_eq!(server.live(), (0, 0));
+    server.finish().await;
+}
+
+#[tokio::test]
 async fn each_step_has_a_part_of_its_own_in_the_trace() {
     let repository = Repository::gated(&["a", "b"]).and("e", &chain(&["a", "b"]));
     let folder = tempfile::tempdir().unwrap();

@@ -90,7 +90,7 @@ fn every_fault_has_its_place_and_names_step_and_tensor() {
             "8:3: ensemble_scheduling: step 'a': output 'y' is written to tensor 'x', which is an input of the ensemble",
         ),
         (
-            ensemble("", &[a.clone()]),
+            ensemble("", std::slice::from_ref(&a)),
             "3:10: ensemble_scheduling: output 'y' is written by no step: name it in an output_map",
         ),
         (

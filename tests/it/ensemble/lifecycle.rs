@@ -107,7 +107,8 @@ async fn ensembles_that_contain_themselves_are_refused_whoever_is_asked_first() 
     for text in answers.await {
         assert!(text.contains("contains itself: '"), "{text}");
     }
-    assert_eq!(server.in_memory(), ["a"]);
+    // Its load may have been given up with the rest.
+    assert!(server.in_memory().iter().all(|name| name == "a"), "{:?}", server.in_memory());
     server.finish().await;
 }
 
