@@ -1,6 +1,7 @@
 """The summary that a run prints, and the list of all differences that is kept in docs/."""
 
 import json
+import re
 
 LONGEST = 200
 COMMAND = "make differential"
@@ -20,6 +21,11 @@ def shown(value):
     return text if len(text) <= LONGEST else text[:LONGEST] + " ..."
 
 
+def anchor(heading):
+    """As GitHub makes them."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
 def document(asked, equal, found):
     """Markdown. The same for the same answers: nothing in it is of this run or this machine."""
     lines = [
@@ -36,7 +42,7 @@ def document(asked, equal, found):
     ordered.sort(key=lambda pair: pair[0].name)
     for reason, rows in ordered:
         lines.append(
-            f"| [{reason.name}](#{reason.name.lower().replace(' ', '-')}) | {len({case for case, *_ in rows})} |"
+            f"| [{reason.name}](#{anchor(reason.name)}) | {len({case for case, *_ in rows})} |"
         )
     for reason, rows in ordered:
         lines += ["", f"## {reason.name}", "", reason.text]
