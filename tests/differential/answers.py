@@ -84,8 +84,10 @@ def normal(value):
 
 
 def message(answer):
-    """A message of an answer, the names as in the .proto; bytes in base64, numbers of 64 bits as text."""
-    return normal(json_format.MessageToDict(answer, preserving_proto_field_name=True))
+    """A message of an answer, the names as in the .proto and sorted, since maps have no order; bytes in base64, numbers
+    of 64 bits as text."""
+    fields = json_format.MessageToDict(answer, preserving_proto_field_name=True)
+    return normal(json.loads(json.dumps(fields, sort_keys=True)))
 
 
 def over_grpc(call, request, metadata=(), timeout=60):

@@ -305,6 +305,15 @@ REASONS = [
         "http/shared/offset",
     ),
     reason(
+        "Regions over gRPC",
+        "Whatever is wrong with a region is `INVALID_ARGUMENT`, the 400 of HTTP; one must have a name, since the empty one stands for all; "
+        "and an input that lies in a region has no contents besides.",
+        "grpc/shared/register twice",
+        "grpc/shared/register/no name",
+        "grpc/shared/output that does not fit",
+        "grpc/shared/input with raw contents too",
+    ),
+    reason(
         "Where outputs are",
         "An output in shared memory says so in its parameters, as the protocol has it.",
         "http/shared/both",
@@ -316,6 +325,7 @@ REASONS = [
         "CUDA shared memory",
         "It is not offered.",
         "http/shared/CUDA/64 zeros",
+        "grpc/shared/CUDA/register",
     ),
     reason(
         "Settings that are not there",
@@ -334,6 +344,12 @@ REASONS = [
                 "an array",
             )
         ),
+        *(
+            f"grpc/settings/{name}/{case}"
+            for name in ("trace", "trace of a model")
+            for case in ("level is unknown", "unknown", "mode")
+        ),
+        "grpc/settings/log/unknown",
         "http/settings/log/unknown",
         "http/settings/log/an array",
         "http/repository/index/an array",
@@ -346,8 +362,8 @@ REASONS = [
     # ---- Queues, statistics, repository
     reason(
         "Full queues and timeouts",
-        "A full queue is 429 and a timeout 504; Triton answers 503 to both. A timeout is for the whole answer, in Triton for the wait in the queue "
-        "alone; one that comes with a request counts whatever the policy allows.",
+        "A full queue is 429 and a timeout 504; Triton answers 503 to both. A timeout that comes with a request is for the whole answer "
+        "and counts whatever the policy allows; in Triton it is for the wait in the queue alone.",
         "http/queue/*",
         places=ANSWER,
     ),

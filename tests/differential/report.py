@@ -41,9 +41,7 @@ def document(asked, equal, found):
     ordered = [(reason, rows) for reason, rows in found.items() if rows]
     ordered.sort(key=lambda pair: pair[0].name)
     for reason, rows in ordered:
-        lines.append(
-            f"| [{reason.name}](#{anchor(reason.name)}) | {len({case for case, *_ in rows})} |"
-        )
+        lines.append(f"| [{reason.name}](#{anchor(reason.name)}) | {len({case for case, *_ in rows})} |")
     for reason, rows in ordered:
         lines += ["", f"## {reason.name}", "", reason.text]
         if not reason.is_listed:

@@ -26,8 +26,6 @@ import report
 import servers
 from differences import NOTHING, REASONS
 
-# Calls that are not there yet: --waiting runs them too.
-WAITING = ("grpc/shared/*", "grpc/settings/*", "grpc/output parameters/no region")
 DOCUMENT = servers.ROOT / "docs/differences.md"
 
 
@@ -71,14 +69,12 @@ def brief(answer):
     return f"{status} {rest if isinstance(rest, str) else json.dumps(rest)}".strip()
 
 
-def chosen(patterns, is_all):
+def chosen(patterns):
     found = {}
     for module in (cases_http, cases_grpc, cases_grpc_state, cases_state):
         for name, run in module.cases():
             if name in found:
                 raise SystemExit(f"two cases are called {name!r}")
-            if not patterns and not is_all and any(fnmatch.fnmatchcase(name, pattern) for pattern in WAITING):
-                continue
             if not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
                 found[name] = run
     return found
@@ -111,11 +107,10 @@ def main():
         metavar="PATTERN",
         help="only cases whose name is like this, as in a shell",
     )
-    parser.add_argument("--waiting", action="store_true", help=f"the cases {', '.join(WAITING)} too")
     parser.add_argument("--accept", action="store_true", help=f"write {DOCUMENT.relative_to(servers.ROOT)}")
     parser.add_argument("--show", action="store_true", help="print both answers of every case")
     options = parser.parse_args()
-    cases = chosen(options.only, options.waiting)
+    cases = chosen(options.only)
     begin = time.monotonic()
     found, equal, unexplained = collections.defaultdict(list), 0, []
     with tempfile.TemporaryDirectory(prefix="differential-") as name:
