@@ -84,6 +84,16 @@ rust-test: runtime .venv/seaweedfs.stamp ## The Rust tests alone, the layers tes
 python-test: .venv/clients.stamp .venv/seaweedfs.stamp runtime ## The Python clients against the debug binary
 	ROUNDHOUSE_BIN=$(abspath $(DEBUG)) ROUNDHOUSE_SEAWEEDFS=$(abspath .venv/bin/weed) .venv/bin/python -m pytest -q -p no:cacheprovider tests/python
 
+# Triton comes in a wheel; its environment is apart, since it needs an older numpy than the clients.
+.venv/differential.stamp: tests/differential/requirements.txt | .venv/bin/python
+	$(PYTHON) -m venv .venv/differential
+	.venv/differential/bin/python -m pip --disable-pip-version-check install --quiet --only-binary=:all: --no-deps --require-hashes --requirement $<
+	touch $@
+
+.PHONY: differential
+differential: .venv/differential.stamp runtime ## The same requests to a real Triton and to us (DIFFERENTIAL=flags of its run.py)
+	ROUNDHOUSE_BIN=$(abspath $(DEBUG)) .venv/differential/bin/python tests/differential/run.py $(DIFFERENTIAL)
+
 .PHONY: bench
 bench: ## The micro benchmarks
 	cargo bench --workspace --benches --locked

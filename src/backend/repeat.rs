@@ -121,9 +121,13 @@ pub fn element(tensor: &Tensor, at: usize) -> Option<Tensor> {
     Tensor::new(tensor.data_type(), shape, tensor.data().slice(begin..end)).ok()
 }
 
-/// The milliseconds of an input.
-fn times<'a>(batch: &'a Batch<'_>, name: &str) -> Result<&'a [u32]> {
-    let times = input(batch, name)?.elements::<u32>().ok_or_else(|| Error::internal("times are not UINT32"))?;
+/// The milliseconds of an input, which may lie at any address: tensors are slices of messages.
+fn times(batch: &Batch<'_>, name: &str) -> Result<Vec<u32>> {
+    let tensor = input(batch, name)?;
+    if tensor.data_type() != DataType::Uint32 {
+        return Err(Error::internal(format!("{name} is not UINT32")));
+    }
+    let times: Vec<u32> = tensor.data().as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
     match times.iter().find(|time| **time > LONGEST_MS) {
         None => Ok(times),
         Some(time) => Err(Error::invalid(format!("{name} is {time} ms, and at most {LONGEST_MS} ms are allowed"))),
@@ -208,6 +212,27 @@ mod tests {
 
     fn named(name: &str, tensor: Tensor) -> NamedTensor {
         NamedTensor { name: name.into(), tensor }
+    }
+
+    #[test]
+    fn inputs_may_lie_anywhere_in_a_message() {
+        let message = bytes::Bytes::from(vec![0; 32]);
+        let at = |from: usize| message.slice(from..from + 4);
+        let tensor = |data_type, data| Tensor::new(data_type, Shape::new(&[1]), data).unwrap();
+        for shift in 0..4 {
+            let inputs = [
+                named("IN", tensor(DataType::Fp64, message.slice(shift..shift + 8))),
+                named("DELAY", tensor(DataType::Uint32, at(8 + shift))),
+                named("WAIT", tensor(DataType::Uint32, at(12 + shift))),
+            ];
+            let batch = Batch { inputs: &inputs, outputs: &[1] };
+            let mut answers = 0;
+            let ended = load(GOOD).unwrap().instance().unwrap().execute_stream(&batch, &mut |_| {
+                answers += 1;
+                ControlFlow::Continue(())
+            });
+            assert!(ended.is_ok() && answers == 1, "at {shift}");
+        }
     }
 
     fn ask(values: Vec<f64>, delays: Vec<u32>, wait: u32) -> Result<Vec<NamedTensors>> {

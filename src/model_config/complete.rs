@@ -97,6 +97,13 @@ impl ModelConfig {
                 let direct = child(sequences.schema(), "direct");
                 sequences.set_one("direct", Value::Message(direct));
             }
+            if let Some(mut oldest) = sequences.message("oldest").cloned()
+                && oldest.ints("preferred_batch_size").next().is_none()
+                && preferred > 0
+            {
+                oldest.set_many("preferred_batch_size", [Value::Int(preferred)]);
+                sequences.set_one("oldest", Value::Message(oldest));
+            }
             self.message.set_one("sequence_batching", Value::Message(sequences));
         }
         let mut groups: Vec<Message> =
@@ -466,6 +473,20 @@ mod tests {
         let once = config.clone();
         config.normalize("other.onnx", InstanceKind::Gpu, 1).unwrap();
         assert_eq!(config, once);
+    }
+
+    #[test]
+    fn sequences_of_the_oldest_strategy_prefer_the_largest_batch() {
+        for (written, preferred) in [("", 4), ("preferred_batch_size: [ 2 ]", 2)] {
+            let text = format!(
+                "name: 'm' max_batch_size: 4 sequence_batching {{ oldest {{ max_candidate_sequences: 4 {written} }} }}"
+            );
+            let mut config = parse(&text, UnknownFields::Deny).unwrap().config;
+            config.normalize("", InstanceKind::Cpu, 1).unwrap();
+            let sequences = config.message.message("sequence_batching").unwrap();
+            let oldest = sequences.message("oldest").unwrap();
+            assert_eq!(oldest.ints("preferred_batch_size").collect::<Vec<_>>(), [preferred]);
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ const EXTENSIONS: &[&str] = &[
     "classification",
     "sequence",
     "model_repository",
+    "schedule_policy",
     "model_configuration",
     "binary_tensor_data",
     "parameters",
