@@ -9,7 +9,9 @@ use roundhouse::device::cuda::stream::Event;
 use roundhouse::device::cuda::stream::Stream;
 use roundhouse::device::cuda::virtual_memory::{Mapping, PhysicalBytes, Reservation};
 
-use crate::support::{MIB, PAGE, assert_nothing_is_left, context, count, folder_inside, pattern, read, run_in, say, write};
+use crate::support::{
+    MIB, PAGE, assert_nothing_is_left, context, count, folder_inside, pattern, read, run_in, say, write,
+};
 
 const MACHINE: &str = "device 1073741824";
 
@@ -33,8 +35,8 @@ alone! {
 #[test]
 fn a_touch_of_what_is_not_mapped_is_a_fault() {
     let Some(_folder) = folder_inside() else {
-        let status = crate::support::run_inside(module_path!(), "a_touch_of_what_is_not_mapped_is_a_fault", MACHINE);
-        assert_eq!(status.signal(), Some(libc::SIGSEGV), "{status}");
+        let ended = crate::support::run_inside(module_path!(), "a_touch_of_what_is_not_mapped_is_a_fault", MACHINE);
+        assert_eq!(ended.0.status.signal(), Some(libc::SIGSEGV), "{}", ended.0.status);
         return;
     };
     let context = context();
@@ -66,6 +68,7 @@ alone! {
         let addresses = Reservation::new(&context, PAGE).unwrap();
         let mapping = Mapping::new(&addresses, 0, PhysicalBytes::new(&context, PAGE).unwrap()).unwrap();
         let stream = Stream::new(&context, 0).unwrap();
+        // SAFETY: the double checks what it is given; host memory lives through the call.
         let code = unsafe { sys::cuMemsetD8Async(addresses.address(), 7, 16, stream.handle() as sys::CUstream) };
         assert_eq!(code, CUresult::CUDA_SUCCESS);
         assert_eq!(count("pending"), 1, "nothing is done before somebody waits");
@@ -85,6 +88,7 @@ alone! {
         let _mapping = Mapping::new(&addresses, 0, PhysicalBytes::new(&context, PAGE).unwrap()).unwrap();
         let (first, second) = (Stream::new(&context, 0).unwrap(), Stream::new(&context, -1).unwrap());
         let set = |stream: &Stream, value| {
+            // SAFETY: the double checks what it is given; host memory lives through the call.
             let code = unsafe { sys::cuMemsetD8Async(addresses.address(), value, 4, stream.handle() as sys::CUstream) };
             assert_eq!(code, CUresult::CUDA_SUCCESS);
         };
@@ -124,6 +128,7 @@ alone! {
     fn no_kernel_is_launched() {
         let context = context();
         context.memory().unwrap();
+        // SAFETY: the double checks what it is given; host memory lives through the call.
         let launched = unsafe {
             let function = std::ptr::null_mut();
             let nothing = &mut [];
@@ -138,8 +143,7 @@ alone! {
 fn memory_is_shared_between_processes() {
     let folder = folder_inside();
     let Some(folder) = folder else {
-        let status = crate::support::run_inside(module_path!(), "memory_is_shared_between_processes", MACHINE);
-        assert!(status.success(), "{status}");
+        crate::support::run_inside(module_path!(), "memory_is_shared_between_processes", MACHINE).expect_success();
         return;
     };
     let context = context();
@@ -151,6 +155,7 @@ fn memory_is_shared_between_processes() {
             *to = from as std::ffi::c_char;
         }
         let mut address = 0;
+        // SAFETY: the double checks what it is given; host memory lives through the call.
         unsafe {
             sys::cuIpcOpenMemHandle_v2(&raw mut address, handle, 1).result().unwrap();
             assert_eq!(read(address, 3), b"one");
@@ -159,14 +164,14 @@ fn memory_is_shared_between_processes() {
         }
         return;
     }
+    // SAFETY: the double checks what it is given; host memory lives through the call.
     unsafe {
         let address = result::malloc_sync(MIB as usize).unwrap();
         result::memcpy_htod_sync(address, b"one").unwrap();
         let mut handle = sys::CUipcMemHandle { reserved: [0; 64] };
         sys::cuIpcGetMemHandle(&raw mut handle, address).result().unwrap();
         std::fs::write(&note, handle.reserved.map(|byte| byte as u8)).unwrap();
-        let status = run_in(&folder, module_path!(), "memory_is_shared_between_processes");
-        assert!(status.success(), "{status}");
+        run_in(&folder, module_path!(), "memory_is_shared_between_processes").expect_success();
         assert_eq!(read(address, 3), b"222");
         result::free_sync(address).unwrap();
     }

@@ -2,6 +2,8 @@
 //!
 //! A library is opened once a process, so each test runs in a process of its own, with a machine of its own: see `alone!`.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, helpers included")]
+
 #[macro_use]
 mod support;
 

@@ -3,7 +3,7 @@
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, Output};
 use std::sync::{Arc, OnceLock};
 
 use roundhouse::device::cuda::context::Context;
@@ -28,8 +28,7 @@ macro_rules! alone {
             if $crate::support::folder_inside().is_some() {
                 $body
             } else {
-                let status = $crate::support::run_inside(module_path!(), stringify!($name), $machine);
-                assert!(status.success(), "{status}");
+                $crate::support::run_inside(module_path!(), stringify!($name), $machine).expect_success();
             }
         }
     };
@@ -41,8 +40,21 @@ pub(crate) fn folder_inside() -> Option<PathBuf> {
     std::env::var_os(INSIDE).map(PathBuf::from)
 }
 
+/// How the process inside ended.
+pub(crate) struct Ended(pub(crate) Output);
+
+impl Ended {
+    pub(crate) fn expect_success(&self) {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&self.0.stdout), text(&self.0.stderr));
+        // A name that is none runs nothing, and well.
+        let fine = self.0.status.success() && out.contains("1 passed");
+        assert!(fine, "{}\n{out}\n{err}", self.0.status);
+    }
+}
+
 /// Runs a test of this binary in a process of its own.
-pub(crate) fn run_inside(module: &str, test: &str, machine: &str) -> ExitStatus {
+pub(crate) fn run_inside(module: &str, test: &str, machine: &str) -> Ended {
     let folder = tempfile::tempdir().unwrap();
     let (cuda, nvml) = libraries();
     std::fs::copy(cuda, folder.path().join("libcuda.so.1")).unwrap();
@@ -53,12 +65,12 @@ pub(crate) fn run_inside(module: &str, test: &str, machine: &str) -> ExitStatus 
 }
 
 /// The same in a folder that is prepared.
-pub(crate) fn run_in(folder: &Path, module: &str, test: &str) -> ExitStatus {
+pub(crate) fn run_in(folder: &Path, module: &str, test: &str) -> Ended {
     let name = format!("{module}::{test}");
     let name = name.split_once("::").map_or(name.as_str(), |(_, name)| name);
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", name, "--nocapture", "--test-threads=1"]);
-    command.env("LD_LIBRARY_PATH", folder).env(INSIDE, folder).status().unwrap()
+    Ended(command.env("LD_LIBRARY_PATH", folder).env(INSIDE, folder).output().unwrap())
 }
 
 /// The doubles, built into the folder this test was built to: cargo builds no shared library for a test by itself.

@@ -191,12 +191,7 @@ impl Accounts {
     /// What the device holds.
     #[must_use]
     pub fn device(&self) -> DeviceUsage {
-        DeviceUsage {
-            limit: self.limit,
-            memory: self.used + self.spare,
-            spare: self.spare,
-            owners: self.owners.len(),
-        }
+        DeviceUsage { limit: self.limit, memory: self.used + self.spare, spare: self.spare, owners: self.owners.len() }
     }
 
     fn within(&mut self, owner: OwnerId, bytes: u64) -> Result<&mut OwnerUsage, Refused> {

@@ -49,7 +49,6 @@ const FUNCTIONS: [&str; 36] = [
     "cuStreamWaitEvent",
 ];
 
-
 /// The oldest driver that is used, as it counts itself: CUDA 12.0, which the oldest builds of ONNX Runtime and libtorch that
 /// we load need.
 const OLDEST: i32 = 12_000;
@@ -69,7 +68,9 @@ impl Driver {
     pub fn open() -> Result<Self, String> {
         // SAFETY: loading NVIDIA's library runs its initialisers, which is what it is for; nothing is called.
         if !unsafe { sys::is_culib_present() } {
-            return Err("the CUDA driver's library libcuda.so.1 cannot be loaded: is the NVIDIA driver installed?".into());
+            return Err(
+                "the CUDA driver's library libcuda.so.1 cannot be loaded: is the NVIDIA driver installed?".into()
+            );
         }
         if let Some(name) = missing() {
             return Err(format!(
@@ -162,7 +163,10 @@ impl Fault {
     pub(super) fn new(call: &str, code: CUresult) -> Self {
         let error = cudarc::driver::DriverError(code);
         let owned = |text: std::result::Result<&std::ffi::CStr, _>| {
-            text.map_or_else(|_unknown| format!("{code:?}"), |text: &std::ffi::CStr| text.to_string_lossy().into_owned())
+            text.map_or_else(
+                |_unknown| format!("{code:?}"),
+                |text: &std::ffi::CStr| text.to_string_lossy().into_owned(),
+            )
         };
         Self { call: call.to_owned(), name: owned(error.error_name()), text: owned(error.error_string()), code }
     }

@@ -13,8 +13,8 @@ pub mod hooks;
 pub mod owner;
 pub mod pinned;
 pub mod pool;
-pub mod ranges;
 mod purse;
+pub mod ranges;
 mod region;
 pub mod sleeper;
 

@@ -165,8 +165,9 @@ impl VramPool {
             Kind::Weights => Arc::clone(owner.region()),
             Kind::Activations { stream } => self.scratch(stream)?,
         };
-        self.with_room(bytes, || self.place(&region, owner.id(), bytes))
-            .map_err(|error| error.wrap(format!("model '{}' gets no {bytes} bytes of {}", owner.name(), self.context.id())))
+        self.with_room(bytes, || self.place(&region, owner.id(), bytes)).map_err(|error| {
+            error.wrap(format!("model '{}' gets no {bytes} bytes of {}", owner.name(), self.context.id()))
+        })
     }
 
     /// Does what needs memory; where the device has none, after spare memory was given back, and once more after room was
@@ -233,8 +234,7 @@ impl VramPool {
         let spare = self.purse.lock().take(region.owner, part.len).map_err(refuse)?;
         let physical = spare.map_or_else(|| PhysicalBytes::new(&self.context, part.len), Ok);
         let mapping = physical.and_then(|physical| Mapping::new(&region.reservation, part.offset, physical));
-        let mapping =
-            mapping.inspect_err(|_error| self.purse.lock().accounts.unmap(region.owner, part.len))?;
+        let mapping = mapping.inspect_err(|_error| self.purse.lock().accounts.unmap(region.owner, part.len))?;
         backed.mappings.insert(part.offset, mapping);
         Ok(())
     }
@@ -277,7 +277,8 @@ impl VramPool {
         let scratch: Vec<Arc<Region>> = self.scratch.lock().values().cloned().collect();
         for region in scratch {
             let mut backed = region.inner.lock();
-            let of_owner: Vec<u64> = backed.holders.extract_if(|_, holder| *holder == owner).map(|(at, _)| at).collect();
+            let of_owner: Vec<u64> =
+                backed.holders.extract_if(|_, holder| *holder == owner).map(|(at, _)| at).collect();
             for offset in of_owner {
                 backed.arena.free(offset);
             }

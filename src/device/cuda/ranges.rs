@@ -21,13 +21,8 @@ impl Ranges {
     #[must_use]
     pub fn new(len: u64, unit: u64) -> Self {
         let len = len & !(unit - 1);
-        let mut ranges = Self {
-            unit,
-            free: BTreeMap::new(),
-            by_len: BTreeSet::new(),
-            taken: BTreeMap::new(),
-            taken_bytes: 0,
-        };
+        let mut ranges =
+            Self { unit, free: BTreeMap::new(), by_len: BTreeSet::new(), taken: BTreeMap::new(), taken_bytes: 0 };
         if len > 0 {
             ranges.insert_free(0, len);
         }

@@ -46,8 +46,7 @@ pub(super) enum State {
 impl Region {
     pub(super) fn new(reservation: Arc<Reservation>, owner: Option<OwnerId>, page: u64, piece: u64) -> Self {
         let arena = Arena::new(reservation.len(), page, piece);
-        let inner =
-            Backed { arena, mappings: BTreeMap::new(), holders: HashMap::new(), state: State::Awake };
+        let inner = Backed { arena, mappings: BTreeMap::new(), holders: HashMap::new(), state: State::Awake };
         Self { reservation, owner, inner: Mutex::new(inner) }
     }
 

@@ -70,7 +70,16 @@ impl Sleeper {
         let bytes = copy.len();
         // What runs and loads have written on other streams.
         self.stream.context().synchronize().map_err(failed)?;
-        self.copy(region, &pieces(&backed, &runs, &copy), &copy, Direction::ToHost).map_err(failed)?;
+        let asked = self.ask(region, &pieces(&backed, &runs, &copy), &copy, Direction::ToHost);
+        match self.settle() {
+            Settled::Done => asked.map_err(failed)?,
+            Settled::Failed(error) => return Err(failed(asked.err().unwrap_or(error))),
+            Settled::Unknown(error) => {
+                // The device may still write there: that memory is nobody's any more.
+                std::mem::forget(copy);
+                return Err(failed(error));
+            }
+        }
         match unmap_all(&mut backed) {
             Ok(memory) => {
                 backed.state = State::Asleep { copy, runs };
@@ -131,15 +140,18 @@ impl Sleeper {
         let mut fresh = Vec::new();
         let filled = self.fill(owner, &mut backed, (&copy, &runs), &mut fresh);
         // Also where it failed: what was asked for ends before its memory goes.
-        let filled = filled.and(self.stream.synchronize());
-        match filled {
+        let settled = self.settle();
+        if matches!(settled, Settled::Unknown(_)) {
+            fresh.clear();
+        }
+        match filled.and(settled.into_result()) {
             Ok(()) => {
                 backed.state = State::Awake;
                 Ok(copy.len())
             }
             Err(error) => {
                 for part in fresh {
-                    // What cannot be unmapped stays below, and is used by the next wake.
+                    // What cannot be unmapped stays there, and is used by the next wake.
                     let _kept = owner.pool().unmap(region, &mut backed, part);
                 }
                 backed.state = State::Asleep { copy, runs };
@@ -173,10 +185,14 @@ impl Sleeper {
         Ok(())
     }
 
-    /// Copies and waits until it is done, also where asking failed half-way.
-    fn copy(&self, region: &Region, pieces: &[Piece], copy: &HostCopy, direction: Direction) -> Result<()> {
-        let asked = self.ask(region, pieces, copy, direction);
-        asked.and(self.stream.synchronize())
+    /// Waits for the copies.
+    fn settle(&self) -> Settled {
+        match self.stream.synchronize() {
+            Ok(()) => Settled::Done,
+            // Once more, and for everything: as long as copies may be on their way, their memory stays.
+            Err(error) if self.stream.context().synchronize().is_ok() => Settled::Failed(error),
+            Err(error) => Settled::Unknown(error),
+        }
     }
 
     fn ask(&self, region: &Region, pieces: &[Piece], copy: &HostCopy, direction: Direction) -> Result<()> {
@@ -201,6 +217,24 @@ impl Sleeper {
 enum Direction {
     ToHost,
     ToDevice,
+}
+
+/// What is known of copies that were waited for.
+enum Settled {
+    Done,
+    /// They are over, and something went wrong.
+    Failed(Error),
+    /// Nothing: the device is lost.
+    Unknown(Error),
+}
+
+impl Settled {
+    fn into_result(self) -> Result<()> {
+        match self {
+            Self::Done => Ok(()),
+            Self::Failed(error) | Self::Unknown(error) => Err(error),
+        }
+    }
 }
 
 fn pieces(backed: &Backed, runs: &[Part], copy: &HostCopy) -> Vec<Piece> {

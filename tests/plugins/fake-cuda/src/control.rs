@@ -47,7 +47,8 @@ impl World {
     fn at_first() -> Self {
         let folder = folder();
         let mut world = Self { version: 13_000, lazy: true, ..Self::default() };
-        world.usage = folder.as_ref().and_then(|folder| std::fs::File::create(folder.join("cuda-usage")).ok().map(Usage));
+        world.usage =
+            folder.as_ref().and_then(|folder| std::fs::File::create(folder.join("cuda-usage")).ok().map(Usage));
         let text = folder.and_then(|folder| std::fs::read_to_string(folder.join("cuda")).ok());
         for line in text.as_deref().unwrap_or("device 8589934592").lines() {
             // A line that is not understood leaves a machine that no test expects.
