@@ -12,4 +12,5 @@ mod driver;
 mod hooks;
 mod memory;
 mod pool;
+mod real;
 mod sleep;

@@ -46,6 +46,7 @@ alone! {
         assert_eq!(pool.usage().locked, 9 * MIB);
         assert!(large.bytes().iter().all(|byte| *byte == 7), "nobody else writes there");
         assert_eq!(pool.buffer(2 * MIB).unwrap_err().kind(), ErrorKind::OutOfDeviceMemory);
+        assert_eq!(pool.usage().locked, 9 * MIB, "a slab that would be too small is not locked");
         drop((large, small));
         assert_eq!(pool.usage().taken, 0);
     }

@@ -137,10 +137,7 @@ pub extern "C" fn onnxruntime_free(at: *mut c_void) {
 
 /// ONNX Runtime has freed a large block and wants memory to be given back.
 pub extern "C" fn onnxruntime_empty_cache() {
-    let _panicked = catch_unwind(|| {
-        let served: Vec<Arc<Served>> = SERVED.read().values().cloned().collect();
-        served.iter().for_each(|served| served.pool.release_spare());
-    });
+    let _panicked = catch_unwind(|| SERVED.read().values().for_each(|served| served.pool.release_spare()));
 }
 
 /// Memory for libtorch: runs are told by the thread's scope, and their stream by libtorch itself.
@@ -185,8 +182,8 @@ fn free(at: *mut c_void) {
         return;
     }
     let freed = catch_unwind(|| {
-        let served: Vec<Arc<Served>> = SERVED.read().values().cloned().collect();
-        served.iter().any(|served| {
+        // Written to at the start and the end of the server alone.
+        SERVED.read().values().any(|served| {
             if served.others.holds(at as u64) {
                 // Who asked is not known, and so is not on which stream it is still in use: as cudaFree, wait for all.
                 let _lost = served.pool.context().synchronize();

@@ -68,14 +68,10 @@ impl Owner {
         self.pool.owner_usage(self.id)
     }
 
-    /// Where its weights are.
+    /// Where its weights are; what they were before, while they are on their way.
     #[must_use]
     pub fn residence(&self) -> Residence {
-        match &self.weights.inner.lock().state {
-            State::Awake => Residence::Awake,
-            State::Asleep { copy, .. } => Residence::Asleep { bytes: copy.len() },
-            State::Dropped => Residence::Dropped,
-        }
+        self.weights.residence()
     }
 
     /// Takes `bytes`, aligned to 512, and says where they are. What they hold is not known. Asks for room once where the
@@ -93,7 +89,7 @@ impl Owner {
         let mut backed = self.weights.inner.lock();
         let asleep = matches!(backed.state, State::Asleep { .. });
         if asleep {
-            backed.state = State::Dropped;
+            self.weights.settle(&mut backed, State::Dropped);
         }
         asleep
     }

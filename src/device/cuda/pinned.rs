@@ -18,6 +18,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// What parts are multiples of, in bytes: a page of the host.
 const UNIT: u64 = 4096;
 
+/// Holes below this many bytes are used when nothing else is left: each is a copy of its own.
+const SMALL: u64 = 1 << 20;
+
 /// Locked memory by its address. Valid as long as the [`HostCopy`] or [`PinnedBuffer`] that it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinnedPart {
@@ -136,8 +139,12 @@ impl PinnedPool {
     pub fn take(self: &Arc<Self>, bytes: u64) -> Result<HostCopy> {
         let mut copy = HostCopy { pool: Arc::clone(self), parts: Vec::new(), len: 0 };
         while copy.len < bytes {
-            if !self.take_some(bytes - copy.len, false, &mut copy) {
-                self.grow(bytes - copy.len, self.slab)?;
+            let rest = bytes - copy.len;
+            if !self.take_some(rest, rest.min(SMALL), &mut copy)
+                && let Err(error) = self.grow(rest, self.slab, UNIT)
+                && !self.take_some(rest, 1, &mut copy)
+            {
+                return Err(error);
             }
         }
         Ok(copy)
@@ -151,8 +158,8 @@ impl PinnedPool {
     pub fn buffer(self: &Arc<Self>, bytes: u64) -> Result<PinnedBuffer> {
         let bytes = bytes.max(1);
         let mut copy = HostCopy { pool: Arc::clone(self), parts: Vec::new(), len: 0 };
-        while !self.take_some(bytes, true, &mut copy) {
-            self.grow(bytes, self.slab.max(bytes.next_multiple_of(UNIT)))?;
+        while !self.take_some(bytes, bytes, &mut copy) {
+            self.grow(bytes, self.slab.max(bytes.next_multiple_of(UNIT)), bytes)?;
         }
         Ok(PinnedBuffer(copy))
     }
@@ -169,32 +176,36 @@ impl PinnedPool {
         self.state.lock().locked -= bytes;
     }
 
-    /// Takes a part that is as large as there is, up to `bytes`: the tightest that holds all, else the first of any size.
-    fn take_some(&self, bytes: u64, whole: bool, copy: &mut HostCopy) -> bool {
+    /// Takes a part of `bytes`, or of what the largest hole has where that is `least` at least.
+    fn take_some(&self, bytes: u64, least: u64, copy: &mut HostCopy) -> bool {
         let mut state = self.state.lock();
-        for (id, kept) in &mut state.slabs {
-            let tightest = kept.ranges.candidates(bytes).next();
-            let start = if whole { tightest } else { tightest.or_else(|| kept.ranges.largest()) };
-            let Some(start) = start else { continue };
-            let Some(room) = kept.ranges.free_at(start) else { continue };
-            let wanted = bytes.min(room);
-            if kept.ranges.take_at(start, wanted).is_none() {
-                continue;
-            }
+        let whole = state.slabs.iter().find_map(|(id, kept)| Some((*id, kept.ranges.candidates(bytes).next()?, bytes)));
+        let holes = || {
+            let largest = |(id, kept): (&u64, &Kept)| {
+                let start = kept.ranges.largest()?;
+                Some((*id, start, kept.ranges.free_at(start)?))
+            };
+            state.slabs.iter().filter_map(largest).max_by_key(|(_, _, room)| *room)
+        };
+        let Some((id, start, room)) = whole.or_else(holes).filter(|(_, _, room)| *room >= least) else { return false };
+        let wanted = bytes.min(room);
+        if let Some(kept) = state.slabs.get_mut(&id)
+            && kept.ranges.take_at(start, wanted).is_some()
+        {
             let at = kept.slab.at.wrapping_add(start as usize);
-            copy.parts.push(Part { slab: *id, start, memory: PinnedPart { at, len: wanted as usize } });
+            copy.parts.push(Part { slab: id, start, memory: PinnedPart { at, len: wanted as usize } });
             copy.len += wanted;
             return true;
         }
         false
     }
 
-    /// Locks one more slab, a smaller one where that is all there is room for.
-    fn grow(&self, bytes: u64, slab: u64) -> Result<()> {
+    /// Locks one more slab, a smaller one where that is all there is room for and it is `least` at least.
+    fn grow(&self, bytes: u64, slab: u64, least: u64) -> Result<()> {
         let len = {
             let mut state = self.state.lock();
             let free = self.limit.saturating_sub(state.locked) & !(UNIT - 1);
-            if free == 0 || slab > self.slab && slab > free {
+            if free < least {
                 return Err(no_room(format!(
                     "the pool of pinned host memory has no room: {bytes} bytes are lacking, and {} of its {} are locked",
                     state.locked, self.limit

@@ -284,7 +284,7 @@ impl VramPool {
             }
         }
         let mut backed = weights.inner.lock();
-        backed.state = State::Dropped;
+        weights.settle(&mut backed, State::Dropped);
         let extents: Vec<Part> = backed.arena.extents().collect();
         for part in extents {
             // What cannot be unmapped is tried once more, and logged, by its drop.

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use super::accounts::OwnerId;
 use super::arena::{Arena, Part};
+use super::owner::Residence;
 use super::pinned::HostCopy;
 use super::virtual_memory::{Mapping, Reservation};
 
@@ -18,6 +19,8 @@ pub(super) struct Region {
     /// Whose weights; `None` for the scratch of a stream, which all share that run on it.
     pub(super) owner: Option<OwnerId>,
     pub(super) inner: Mutex<Backed>,
+    /// What `inner` says of it, to be read while a sleep or a wake holds that.
+    residence: Mutex<Residence>,
 }
 
 /// What a region holds.
@@ -47,7 +50,22 @@ impl Region {
     pub(super) fn new(reservation: Arc<Reservation>, owner: Option<OwnerId>, page: u64, piece: u64) -> Self {
         let arena = Arena::new(reservation.len(), page, piece);
         let inner = Backed { arena, mappings: BTreeMap::new(), holders: HashMap::new(), state: State::Awake };
-        Self { reservation, owner, inner: Mutex::new(inner) }
+        Self { reservation, owner, inner: Mutex::new(inner), residence: Mutex::new(Residence::Awake) }
+    }
+
+    /// Where its weights are, as it was last settled. Waits for no sleep or wake.
+    pub(super) fn residence(&self) -> Residence {
+        *self.residence.lock()
+    }
+
+    /// Changes the state of what is locked.
+    pub(super) fn settle(&self, backed: &mut Backed, state: State) {
+        *self.residence.lock() = match &state {
+            State::Awake => Residence::Awake,
+            State::Asleep { copy, .. } => Residence::Asleep { bytes: copy.len() },
+            State::Dropped => Residence::Dropped,
+        };
+        backed.state = state;
     }
 
     /// Whether an address is one of its.

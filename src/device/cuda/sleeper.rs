@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::arena::Part;
 use super::context::Context;
-use super::owner::Owner;
+use super::owner::{Owner, Residence};
 use super::pinned::{HostCopy, PinnedPart, PinnedPool};
 use super::region::{Backed, Region, State};
 use super::stream::Stream;
@@ -82,7 +82,7 @@ impl Sleeper {
         }
         match unmap_all(&mut backed) {
             Ok(memory) => {
-                backed.state = State::Asleep { copy, runs };
+                region.settle(&mut backed, State::Asleep { copy, runs });
                 for physical in memory {
                     owner.pool().give_back(region, physical);
                 }
@@ -98,7 +98,7 @@ impl Sleeper {
                     }
                 }
                 if backed.mappings.len() < backed.arena.extents().count() {
-                    backed.state = State::Asleep { copy, runs };
+                    region.settle(&mut backed, State::Asleep { copy, runs });
                 }
                 Err(failed(error))
             }
@@ -113,10 +113,7 @@ impl Sleeper {
     /// owner is asleep then, as before.
     pub fn wake(&self, owner: &Owner) -> Result<Moved> {
         let begun = Instant::now();
-        let bytes = match owner.residence() {
-            super::owner::Residence::Asleep { bytes } => bytes,
-            _ => 0,
-        };
+        let bytes = if let Residence::Asleep { bytes } = owner.residence() { bytes } else { 0 };
         let woken = owner.pool().with_room(bytes, || self.try_wake(owner));
         let bytes = woken.map_err(|error| error.wrap(format!("model '{}' cannot be woken", owner.name())))?;
         Ok(if bytes == 0 { Moved::default() } else { Moved { bytes, took: begun.elapsed() } })
@@ -146,7 +143,7 @@ impl Sleeper {
         }
         match filled.and(settled.into_result()) {
             Ok(()) => {
-                backed.state = State::Awake;
+                region.settle(&mut backed, State::Awake);
                 Ok(copy.len())
             }
             Err(error) => {
