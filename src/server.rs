@@ -2,6 +2,7 @@
 
 mod cached;
 mod ensemble;
+mod gpu_gauges;
 mod prepare;
 pub mod responses;
 mod settings;
@@ -385,9 +386,12 @@ impl InferenceServer {
         #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
         for gpu in self.0.monitor.gpus() {
             if let Ok(memory) = self.0.monitor.memory(DeviceId::Gpu(gpu.index)) {
-                let labels = [("gpu_uuid", gpu.uuid)];
+                let labels = [("gpu_uuid", gpu.uuid.clone())];
                 self.0.metrics.set_labelled(defs::GPU_MEMORY_TOTAL, &labels, memory.total as f64);
                 self.0.metrics.set_labelled(defs::GPU_MEMORY_USED, &labels, memory.used as f64);
+            }
+            if let Ok(reading) = self.0.monitor.gpu(gpu.index) {
+                gpu_gauges::set(&self.0.metrics, gpu.uuid, &reading);
             }
         }
         if let Some(responses) = &self.0.models.loader().responses {

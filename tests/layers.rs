@@ -33,7 +33,7 @@ const SIBLINGS: [(&str, &str, &str); 2] = [
 
 /// Crates with a home: what they are, the crates, and the only places that name them, each with its reason. A crate
 /// that ends in `_` stands for all that begin so; a place that ends in `/` for a folder.
-const HOMES: [Home; 6] = [
+const HOMES: [Home; 7] = [
     Home {
         what: "JSON",
         crates: &["serde_json", "sonic_rs", "simd_json"],
@@ -74,6 +74,14 @@ const HOMES: [Home; 6] = [
         what: "NVML",
         crates: &["nvml_wrapper"],
         places: &[("device/", "only a device monitor knows how a device is asked")],
+    },
+    Home {
+        what: "the CUDA driver",
+        crates: &["cudarc"],
+        places: &[
+            ("device/cuda/", "contexts, streams and memory are handed out here alone"),
+            ("kernels.rs", "launches them"),
+        ],
     },
     Home {
         what: "ONNX Runtime",

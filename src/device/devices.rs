@@ -1,7 +1,7 @@
 //! All devices of this machine behind one monitor.
 
 use super::host::Host;
-use super::monitor::{DeviceMemory, DeviceMonitor, GpuIdentity};
+use super::monitor::{DeviceMemory, DeviceMonitor, GpuIdentity, GpuReading};
 use super::nvml::Nvml;
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
@@ -24,6 +24,11 @@ impl DeviceMonitor for Devices {
         }
     }
 
+    fn gpu(&self, index: u32) -> Result<GpuReading> {
+        let nvml = self.nvml.as_ref();
+        nvml.ok_or_else(|| Error::not_found(format!("there is no gpu:{index}: no GPU can be seen")))?.gpu(index)
+    }
+
     fn gpus(&self) -> Vec<GpuIdentity> {
         self.nvml.as_ref().map(DeviceMonitor::gpus).unwrap_or_default()
     }
@@ -40,5 +45,6 @@ mod tests {
         let memory = devices.memory(DeviceId::Cpu).unwrap();
         assert!(memory.ours > 0 && memory.ours < memory.total, "{memory:?}");
         assert_eq!(devices.memory(DeviceId::Gpu(0)).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(devices.gpu(0).unwrap_err().kind(), ErrorKind::NotFound);
     }
 }

@@ -273,6 +273,43 @@ pub const GPU_MEMORY_TOTAL: Family =
 /// A GPU's memory in use.
 pub const GPU_MEMORY_USED: Family =
     family("nv_gpu_memory_used_bytes", Kind::Gauge, GPU, "GPU memory in use by anybody, in bytes");
+/// How busy a GPU is.
+pub const GPU_UTILIZATION: Family = family(
+    "nv_gpu_utilization",
+    Kind::Gauge,
+    GPU,
+    "GPU utilization (part of the last sample in which a kernel ran), 0.0 to 1.0",
+);
+/// What a GPU takes.
+pub const GPU_POWER_USAGE: Family =
+    family("nv_gpu_power_usage", Kind::Gauge, GPU, "GPU power usage, in watts; of the whole GPU for a MIG device");
+/// What a GPU may take.
+pub const GPU_POWER_LIMIT: Family =
+    family("nv_gpu_power_limit", Kind::Gauge, GPU, "GPU power limit, in watts; of the whole GPU for a MIG device");
+/// What a GPU has taken.
+pub const GPU_ENERGY: Family = family(
+    "nv_energy_consumption",
+    Kind::Counter,
+    GPU,
+    "GPU energy consumption since the driver was loaded, in joules; of the whole GPU for a MIG device",
+);
+/// How busy a GPU's memory is.
+pub const GPU_MEMORY_UTILIZATION: Family = family(
+    "roundhouse_gpu_memory_utilization",
+    Kind::Gauge,
+    GPU,
+    "Part of the last sample in which a GPU's memory was read or written, 0.0 to 1.0",
+);
+/// How warm a GPU is.
+pub const GPU_TEMPERATURE: Family =
+    family("roundhouse_gpu_temperature_celsius", Kind::Gauge, GPU, "Temperature of a GPU, in degrees Celsius");
+/// Whether a GPU is well.
+pub const GPU_HEALTHY: Family = family(
+    "roundhouse_gpu_healthy",
+    Kind::Gauge,
+    GPU,
+    "1 where nothing speaks against a GPU; 0 after it was lost, a critical XID, or uncorrectable errors of its memory",
+);
 
 /// Every family, in the order of the page.
 pub const ALL: &[Family] = &[
@@ -295,6 +332,13 @@ pub const ALL: &[Family] = &[
     CPU_MEMORY_USED,
     GPU_MEMORY_TOTAL,
     GPU_MEMORY_USED,
+    GPU_UTILIZATION,
+    GPU_POWER_USAGE,
+    GPU_POWER_LIMIT,
+    GPU_ENERGY,
+    GPU_MEMORY_UTILIZATION,
+    GPU_TEMPERATURE,
+    GPU_HEALTHY,
     LOADS,
     LOADS_BY_SOURCE,
     UNLOADS,

@@ -198,6 +198,12 @@ impl ServerMetrics {
         self.recorder.register_gauge(&Key::from_parts(family.name, labels), &METADATA).set(value);
     }
 
+    /// Sets a labelled counter to what somebody else has counted.
+    pub fn set_labelled_total(&self, family: Family, labels: &[(&'static str, String)], total: u64) {
+        let labels: Vec<_> = labels.iter().map(|(name, word)| Label::new(*name, word.clone())).collect();
+        self.recorder.register_counter(&Key::from_parts(family.name, labels), &METADATA).absolute(total);
+    }
+
     /// The page: per-model families of `models`, then the server-wide ones.
     #[must_use]
     pub fn render(&self, models: &[ModelSeries<'_>]) -> String {

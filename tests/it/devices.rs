@@ -2,7 +2,7 @@
 
 use roundhouse::device::devices::Devices;
 use roundhouse::device::host::Host;
-use roundhouse::device::monitor::{DeviceMemory, DeviceMonitor, GpuIdentity};
+use roundhouse::device::monitor::{DeviceMemory, DeviceMonitor, GpuHealth, GpuIdentity, GpuProcess};
 use roundhouse::device::nvml::Nvml;
 use roundhouse::error::ErrorKind;
 use roundhouse::inference::DeviceId;
@@ -71,4 +71,64 @@ fn a_machine_may_have_the_driver_and_no_gpu() {
     let devices = opened(&fake);
     assert!(devices.gpus().is_empty());
     assert_eq!(devices.memory(DeviceId::Gpu(0)).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_gpu_tells_its_work_and_what_it_does_not_say_is_left_open() {
+    let fake = FakeNvml::saying(
+        "gpu 80000 1 0\ngpu 80000 1 0\nutilization 0 75 20\npower 0 71500 300000\nenergy 0 12999\ntemperature 0 41\n\
+         ecc 0 0\nretiring 0 0\nprocess 0 1 9000\nprocess 0 7 -\n",
+    );
+    let devices = opened(&fake);
+    let reading = devices.gpu(0).unwrap();
+    assert_eq!((reading.utilization, reading.memory_utilization), (Some(0.75), Some(0.2)));
+    assert_eq!((reading.power, reading.power_limit), (Some(71.5), Some(300.0)));
+    assert_eq!((reading.energy, reading.temperature), (Some(12), Some(41)));
+    let process = |pid, bytes| GpuProcess { pid, bytes };
+    assert_eq!(reading.processes, [process(1, Some(9_000)), process(7, None)]);
+    assert_eq!(reading.health, GpuHealth::Well);
+    let silent = devices.gpu(1).unwrap();
+    assert_eq!((silent.utilization, silent.power, silent.energy, silent.temperature), (None, None, None, None));
+    assert_eq!(silent.health, GpuHealth::Well, "a card without ECC is not sick");
+    assert_eq!(devices.gpu(2).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_sick_gpu_is_told_from_a_program_that_went_wrong() {
+    const GPU_LOST: u32 = 15;
+    let said = "gpu 80000 1 0\ngpu 80000 1 0\n";
+    let fake = FakeNvml::saying(said);
+    let devices = opened(&fake);
+    let sickness = |gpu| match devices.gpu(gpu).unwrap().health {
+        GpuHealth::Well => String::new(),
+        GpuHealth::Sick { reason } => reason,
+    };
+    fake.say(&format!("{said}xid 0 31\nxid 1 48\n"));
+    assert_eq!(sickness(0), "", "a page fault of a kernel");
+    assert!(sickness(1).starts_with("the driver reported XID 48"), "{}", sickness(1));
+    // It has told it once and is sick from then on.
+    fake.say(said);
+    assert!(sickness(1).contains("XID 48"));
+    fake.say(&format!("{said}ecc 0 2\n"));
+    assert!(sickness(0).contains("2 uncorrectable errors"), "{}", sickness(0));
+    fake.say(&format!("{said}retiring 0 1\n"));
+    assert!(sickness(0).contains("wait to be retired"), "{}", sickness(0));
+    fake.say(&format!("gpu 80000 1 0 {GPU_LOST}\ngpu 80000 1 0\n"));
+    assert!(sickness(0).starts_with("it fell off the bus"), "{}", sickness(0));
+}
+
+#[test]
+fn a_gpu_that_is_cut_is_its_mig_devices() {
+    let fake = FakeNvml::saying(
+        "gpu 80000 70000 0\ngpu 40000 100 0\nmig 0 20000 5000\nmig 0 10000 10\npower 0 71500 300000\n\
+         utilization 0 75 20\n",
+    );
+    let devices = opened(&fake);
+    let named = |index, uuid: &str| GpuIdentity { index, uuid: uuid.to_owned() };
+    assert_eq!(devices.gpus(), [named(0, "MIG-fake-0"), named(1, "MIG-fake-1"), named(2, "GPU-fake-1")]);
+    let memory = |gpu| devices.memory(DeviceId::Gpu(gpu)).unwrap();
+    assert_eq!((memory(0).total, memory(1).total, memory(2).total), (20_000, 10_000, 40_000));
+    assert_eq!(memory(0).used, 5_000);
+    let reading = devices.gpu(1).unwrap();
+    assert_eq!((reading.power, reading.utilization), (Some(71.5), None), "of the whole GPU, and not to be had");
 }

@@ -1,0 +1,128 @@
+//! What runtimes call, as they call it: through plain C functions.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use roundhouse::device::cuda::hooks::{
+    OwnerScope, libtorch_alloc, libtorch_free, onnxruntime_alloc, onnxruntime_empty_cache, onnxruntime_free,
+    onnxruntime_options, serve, serve_no_more, stray_frees, take_refusal,
+};
+use roundhouse::device::cuda::owner::Kind;
+use roundhouse::error::ErrorKind;
+
+use crate::support::{MIB, assert_nothing_is_left, context, pool};
+
+const MACHINE: &str = "device 1073741824\ndevice 1073741824";
+
+alone! {
+    on MACHINE;
+    fn memory_is_counted_for_the_owner_of_the_calling_thread() {
+        let context = context();
+        let pool = pool(&context, 100 * MIB, 0);
+        let others = serve(&pool, 50 * MIB).unwrap();
+        let (first, second) = (pool.owner("a", 50 * MIB).unwrap(), pool.owner("b", 50 * MIB).unwrap());
+        let weights = {
+            let _scope = OwnerScope::enter(&first, Kind::Weights);
+            let weights = onnxruntime_alloc(3 * MIB as usize);
+            {
+                let _inner = OwnerScope::enter(&second, Kind::Activations { stream: 0 });
+                assert!(!onnxruntime_alloc(1000).is_null());
+            }
+            assert!(!onnxruntime_alloc(512).is_null(), "the outer scope counts again");
+            weights
+        };
+        assert_eq!((first.usage().weights, first.usage().activations), (3 * MIB + 512, 0));
+        assert_eq!((second.usage().weights, second.usage().activations), (0, 1024));
+        // A thread of the runtime's own: nobody's, and freed by anybody.
+        let nobodys = std::thread::scope(|scope| {
+            let context = Arc::clone(&context);
+            let own = scope.spawn(move || {
+                context.memory().unwrap();
+                onnxruntime_alloc(2000) as usize
+            });
+            own.join().unwrap()
+        });
+        assert_eq!(others.usage().weights, 2048);
+        onnxruntime_free(nobodys as *mut c_void);
+        onnxruntime_free(weights);
+        onnxruntime_free(std::ptr::null_mut());
+        assert_eq!((others.usage().weights, first.usage().weights, stray_frees()), (0, 512, 0));
+        onnxruntime_free(weights);
+        assert_eq!(stray_frees(), 1, "twice is once too often");
+        onnxruntime_empty_cache();
+        drop((first, second, others));
+        serve_no_more();
+        drop((pool, context));
+        assert_nothing_is_left();
+    }
+}
+
+alone! {
+    on MACHINE;
+    fn a_refusal_is_null_and_its_reason_is_kept_for_the_thread() {
+        let context = context();
+        let pool = pool(&context, 100 * MIB, 0);
+        let others = serve(&pool, MIB).unwrap();
+        let model = pool.owner("m", 10 * MIB).unwrap();
+        let _scope = OwnerScope::enter(&model, Kind::Weights);
+        assert!(onnxruntime_alloc(11 * MIB as usize).is_null());
+        let refusal = take_refusal().unwrap();
+        assert_eq!(refusal.kind(), ErrorKind::OutOfDeviceMemory);
+        assert!(refusal.report().starts_with("model 'm' gets no 11534336 bytes of gpu:0"), "{}", refusal.report());
+        assert!(take_refusal().is_none());
+        assert!(onnxruntime_alloc(usize::MAX).is_null(), "no number is too large");
+        assert!(!onnxruntime_alloc(MIB as usize).is_null());
+        assert!(take_refusal().is_some(), "until somebody asks");
+        drop(others);
+    }
+}
+
+alone! {
+    on MACHINE;
+    fn a_panic_ends_at_the_border() {
+        let context = context();
+        let pool = pool(&context, 8 * MIB, 0);
+        pool.on_shortage(Box::new(|_bytes| panic!("on purpose")));
+        let model = pool.owner("m", 100 * MIB).unwrap();
+        let _scope = OwnerScope::enter(&model, Kind::Weights);
+        assert!(onnxruntime_alloc(9 * MIB as usize).is_null());
+        assert_eq!(take_refusal().unwrap().kind(), ErrorKind::Internal);
+        assert!(!onnxruntime_alloc(8 * MIB as usize).is_null(), "and no lock stays behind");
+    }
+}
+
+alone! {
+    on MACHINE;
+    fn libtorch_names_its_stream_and_its_device() {
+        let context = context();
+        let pool = pool(&context, 100 * MIB, 0);
+        let others = serve(&pool, 50 * MIB).unwrap();
+        let model = pool.owner("m", 50 * MIB).unwrap();
+        let stream = |number: usize| number as *mut c_void;
+        {
+            let _scope = OwnerScope::enter(&model, Kind::Activations { stream: 0 });
+            let first = libtorch_alloc(1000, 0, stream(0x11));
+            let second = libtorch_alloc(1000, 0, stream(0x22));
+            assert!((first as u64).abs_diff(second as u64) > MIB, "each stream has scratch of its own");
+            libtorch_free(first, 1000, 0, stream(0x11));
+            assert_eq!(libtorch_alloc(900, 0, stream(0x11)), first);
+            assert_eq!(model.usage().activations, 2048);
+        }
+        assert!(!libtorch_alloc(5, 0, stream(0)).is_null());
+        assert_eq!(others.usage().weights, 512);
+        assert!(libtorch_alloc(5, 1, stream(0)).is_null(), "a device that is not served");
+        assert!(take_refusal().unwrap().to_string().contains("is not served"));
+    }
+}
+
+alone! {
+    on MACHINE;
+    fn onnxruntime_is_told_three_addresses() {
+        let options = onnxruntime_options();
+        let names = options.each_ref().map(|(name, _)| *name);
+        assert_eq!(names, ["gpu_external_alloc", "gpu_external_free", "gpu_external_empty_cache"]);
+        let addresses = options.map(|(_, value)| value.parse::<usize>().unwrap());
+        assert_eq!(addresses[0], onnxruntime_alloc as *const () as usize);
+        assert!(addresses[1] != addresses[0] && addresses[2] != addresses[1]);
+    }
+}
