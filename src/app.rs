@@ -194,7 +194,7 @@ impl App {
             });
             executors.push(executor);
         }
-        let metrics = Arc::new(ServerMetrics::new()?);
+        let metrics = Arc::new(ServerMetrics::for_most(config.metrics.models)?);
         let (tracer, traces) = Tracer::new(&config.trace)?;
         let downloads =
             DownloadOptions { parts: config.fetch.parts, written: start_write_back, ..DownloadOptions::default() };
@@ -231,7 +231,9 @@ impl App {
         };
         let models = ModelManager::new(loader, options, Arc::clone(&metrics));
         let shared_memory = SharedMemory::new(config.allow_client_shm);
-        let server = InferenceServer::new(models, metrics, Arc::new(monitor), shared_memory, tracer.clone());
+        let directory = config.cache.directory.clone();
+        let monitor = Arc::new(monitor);
+        let server = InferenceServer::new(models, metrics, monitor, shared_memory, tracer.clone(), directory);
         Ok(Self { config, server, registered, keys, security, executors, loading, tracer, traces })
     }
 
@@ -317,6 +319,10 @@ impl App {
             let server = server.clone();
             tokio::spawn(async move { server.keep_house().await })
         };
+        let signalling = {
+            let server = server.clone();
+            tokio::spawn(async move { server.watch_signals().await })
+        };
         let starting = tokio::spawn(start_models(server.clone(), config.clone()));
         shutdown.cancelled().await;
         tracing::info!(
@@ -339,6 +345,7 @@ impl App {
         stop_metrics.cancel();
         fronts.abort_all();
         housekeeping.abort();
+        signalling.abort();
         watching.abort();
         drop(loading);
         // Joining the executor threads waits for what still runs: a request that nobody waits for any more, maybe.

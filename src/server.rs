@@ -5,10 +5,14 @@ mod prepare;
 pub mod responses;
 mod settings;
 pub mod shared_memory;
+mod signals;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+use parking_lot::Mutex;
 
 use self::cached::infer_cached;
 use self::prepare::{prepare, restore_shapes};
@@ -24,7 +28,8 @@ use crate::lifecycle::handle::{LoadedVersion, ModelHandle};
 use crate::lifecycle::residency::{Explanation, ModelResidency, ResidencyPage, ResidencyQuery};
 use crate::lifecycle::{IndexEntry, ModelManager};
 use crate::metrics::defs;
-use crate::metrics::prometheus::{ModelSeries, ServerMetrics};
+use crate::metrics::prometheus::{Detail, ModelSeries, ServerMetrics};
+use crate::metrics::signal::Window;
 use crate::metrics::statistics::FailureReason;
 use crate::model_config::ModelConfig;
 use crate::telemetry::trace::{TraceCounts, Tracer};
@@ -45,6 +50,10 @@ struct Inner {
     monitor: Arc<dyn DeviceMonitor>,
     shared_memory: SharedMemory,
     tracer: Tracer,
+    /// The readings that signals are made of.
+    signals: Mutex<Window>,
+    /// Where models are fetched to.
+    cache_directory: PathBuf,
     /// Whether the models asked for at start have been tried.
     started: AtomicBool,
     draining: AtomicBool,
@@ -60,7 +69,7 @@ pub struct BackendStatus {
 }
 
 impl InferenceServer {
-    /// A server over the models, and what clients may use of shared memory.
+    /// A server over the models, and what clients may use of shared memory. Models are fetched to `cache_directory`.
     #[must_use]
     pub fn new(
         models: ModelManager,
@@ -68,6 +77,7 @@ impl InferenceServer {
         monitor: Arc<dyn DeviceMonitor>,
         shared_memory: SharedMemory,
         tracer: Tracer,
+        cache_directory: PathBuf,
     ) -> Self {
         Self(Arc::new(Inner {
             models,
@@ -75,6 +85,8 @@ impl InferenceServer {
             monitor,
             shared_memory,
             tracer,
+            signals: Mutex::default(),
+            cache_directory,
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         }))
@@ -328,9 +340,19 @@ impl InferenceServer {
 
     // === metrics ===
 
-    /// The Prometheus page.
+    /// The Prometheus page: with series for the busiest models and one for all others.
     #[must_use]
     pub fn metrics_page(&self) -> String {
+        self.metrics_page_of(Detail::Busiest, None)
+    }
+
+    /// The same with series for each model, or for the versions of `model` alone.
+    #[must_use]
+    pub fn metrics_page_in_detail(&self, model: Option<&str>) -> String {
+        self.metrics_page_of(Detail::Each, model)
+    }
+
+    fn metrics_page_of(&self, detail: Detail, model: Option<&str>) -> String {
         if let Ok(memory) = self.0.monitor.memory(DeviceId::Cpu) {
             #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
             for (family, bytes) in [(defs::CPU_MEMORY_TOTAL, memory.total), (defs::CPU_MEMORY_USED, memory.used)] {
@@ -364,7 +386,10 @@ impl InferenceServer {
         }
         #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
         self.0.metrics.loads_waiting.set(self.0.models.loads_waiting() as f64);
-        let versions = self.resident_versions();
+        let versions = match model {
+            None => self.resident_versions(),
+            Some(model) => self.versions_of(model),
+        };
         let series: Vec<_> = versions
             .iter()
             .map(|loaded| ModelSeries {
@@ -376,6 +401,6 @@ impl InferenceServer {
                 cached: loaded.responses.is_some(),
             })
             .collect();
-        self.0.metrics.render(&series)
+        self.0.metrics.render(&series, detail, &self.signal_samples())
     }
 }

@@ -198,6 +198,10 @@ pub struct ServeOptions {
     #[arg(long, value_name = "PORT", env = "ROUNDHOUSE_METRICS_PORT", help_heading = "Listening")]
     pub metrics_port: Option<Port>,
 
+    /// How many models have series of their own on the page of metrics, the busiest; the others share one. [default: 100]
+    #[arg(long, value_name = "N", env = "ROUNDHOUSE_METRICS_MODELS", help_heading = "Metrics")]
+    pub metrics_models: Option<usize>,
+
     /// The port of SageMaker's container contract and runtime API; 0 takes any free one, `off` opens none.
     /// [default: off; 8080 in a SageMaker container]
     #[arg(long, value_name = "PORT", env = "ROUNDHOUSE_SAGEMAKER_PORT", help_heading = "SageMaker")]

@@ -2,6 +2,7 @@
 
 pub mod allocator;
 pub mod devices;
+pub mod disk;
 pub mod host;
 pub mod monitor;
 pub mod nvml;

@@ -31,6 +31,11 @@ pub trait DeviceMonitor: Send + Sync {
     /// `NotFound` for a device this monitor does not know, `Internal` if it cannot be read.
     fn memory(&self, device: DeviceId) -> Result<DeviceMemory>;
 
+    /// The part of the last sampling period in which `device` was busy, 0 to 1; `None` where it cannot be asked.
+    fn utilization(&self, _device: DeviceId) -> Option<f64> {
+        None
+    }
+
     /// The GPUs there are, used or not.
     fn gpus(&self) -> Vec<GpuIdentity> {
         Vec::new()

@@ -64,6 +64,7 @@ impl ModelManager {
     ) -> Result<ModelHandle> {
         check_name(name)?;
         let began = Instant::now();
+        let _waiting = self.0.metrics.load_waits.enter();
         let until = wanted.map(|wanted| wanted.instant());
         let explicit = self.0.options.control == ModelControl::Explicit;
         loop {

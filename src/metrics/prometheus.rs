@@ -1,14 +1,21 @@
 //! The Prometheus page: server-wide families through the `metrics` facade and its exporter, per-model families straight
 //! from the statistics of what is loaded, so that a model's series end with the model.
 
-use std::time::Duration;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+use parking_lot::Mutex;
+
+use super::busiest::Busiest;
 use super::defs::{self, Family, Kind};
-pub use super::per_model::ModelSeries;
-use super::per_model::render_models;
+use super::meter::{Counted, WaitClock};
+pub use super::per_model::{ModelSeries, OTHERS};
+use super::per_model::{head, render_models};
+use super::signal::Churn;
 use crate::error::{Error, Result};
 
 const METADATA: Metadata<'static> = Metadata::new("roundhouse", Level::INFO, None);
@@ -84,6 +91,29 @@ pub struct ServerMetrics {
     pub loads_waiting: Gauge,
     /// Bytes fetched from the repository.
     pub fetched_bytes: Counter,
+    /// Requests that wait for a load, and for how long.
+    pub load_waits: Arc<WaitClock>,
+    hits: Arc<Counted>,
+    misses: Arc<Counted>,
+    busiest: Mutex<Busiest>,
+    /// Of what models leave for want of room: the devices, the disk.
+    churn: [Mutex<Churn>; 2],
+}
+
+/// The tiers that models are evicted from, in the order of the churn ages.
+pub const CHURNING: [&str; 2] = ["device", "disk"];
+
+/// How many models have series of their own where nothing else is said.
+pub const MOST_MODELS: usize = 100;
+
+/// Which models are on the page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Detail {
+    /// The busiest, and the others together.
+    #[default]
+    Busiest,
+    /// Each of those that are given.
+    Each,
 }
 
 impl ServerMetrics {
@@ -92,6 +122,14 @@ impl ServerMetrics {
     /// # Errors
     /// `Internal` if the exporter refuses our buckets.
     pub fn new() -> Result<Self> {
+        Self::for_most(MOST_MODELS)
+    }
+
+    /// The same with series for the `most` busiest models.
+    ///
+    /// # Errors
+    /// `Internal` if the exporter refuses our buckets.
+    pub fn for_most(most: usize) -> Result<Self> {
         let mut builder = PrometheusBuilder::new();
         for (family, edges) in BUCKETS {
             builder = builder
@@ -128,6 +166,8 @@ impl ServerMetrics {
             }
         }
         let handle = recorder.handle();
+        let (lookups_hit, hits) = Counted::over(counter(defs::LOOKUPS, &[("outcome", "hit")]));
+        let (lookups_miss, misses) = Counted::over(counter(defs::LOOKUPS, &[("outcome", "miss")]));
         Ok(Self {
             loads_ok: counter(defs::LOADS, &[("outcome", "ok")]),
             loads_failed: counter(defs::LOADS, &[("outcome", "failed")]),
@@ -137,8 +177,13 @@ impl ServerMetrics {
             load_seconds: histogram(defs::LOAD_SECONDS, &[]),
             load_wait_seconds: histogram(defs::LOAD_WAIT_SECONDS, &[]),
             resident: gauge(defs::RESIDENT_MODELS),
-            lookups_hit: counter(defs::LOOKUPS, &[("outcome", "hit")]),
-            lookups_miss: counter(defs::LOOKUPS, &[("outcome", "miss")]),
+            lookups_hit,
+            lookups_miss,
+            hits,
+            misses,
+            load_waits: Arc::default(),
+            busiest: Mutex::new(Busiest::new(most)),
+            churn: Default::default(),
             room_wait_seconds: histogram(defs::ROOM_WAIT_SECONDS, &[]),
             loads_waiting: gauge(defs::LOADS_WAITING),
             fetched_bytes: counter(defs::FETCHED_BYTES, &[]),
@@ -167,6 +212,23 @@ impl ServerMetrics {
     pub fn evicted(&self, tier: &'static str, reason: &'static str, age: Duration) {
         self.count(defs::EVICTIONS, &[("tier", tier), ("reason", reason)]);
         self.observe(defs::EVICTION_AGE_SECONDS, &[("tier", tier)], age);
+        if reason == "room"
+            && let Some((_, churn)) = CHURNING.iter().zip(&self.churn).find(|(name, _)| **name == tier)
+        {
+            churn.lock().left(Instant::now(), age);
+        }
+    }
+
+    /// How old what left lately for want of room was, in seconds, for each of [`CHURNING`]; `None` where nothing did.
+    #[must_use]
+    pub fn churn_ages(&self, now: Instant) -> [Option<f64>; 2] {
+        self.churn.each_ref().map(|churn| churn.lock().age(now))
+    }
+
+    /// Requests whose model was in memory, and those whose model had to be loaded.
+    #[must_use]
+    pub fn lookups(&self) -> (u64, u64) {
+        (self.hits.total(), self.misses.total())
     }
 
     /// Counts an eviction from `tier` of another model than the least recently used one.
@@ -198,14 +260,56 @@ impl ServerMetrics {
         self.recorder.register_gauge(&Key::from_parts(family.name, labels), &METADATA).set(value);
     }
 
-    /// The page: per-model families of `models`, then the server-wide ones.
+    /// The page: per-model families of `models`, then `more`, then the server-wide ones.
     #[must_use]
-    pub fn render(&self, models: &[ModelSeries<'_>]) -> String {
+    pub fn render(&self, models: &[ModelSeries<'_>], detail: Detail, more: &[Sample]) -> String {
         self.handle.run_upkeep();
-        let mut page = String::with_capacity(16_384 + models.len() * 1536);
-        render_models(&mut page, models);
+        let mut page = String::with_capacity(16_384 + models.len().min(1024) * 1536);
+        match detail {
+            Detail::Each => render_models(&mut page, models, &[], None),
+            Detail::Busiest => {
+                let candidates: Vec<_> = models.iter().map(ModelSeries::candidate).collect();
+                let (shown, rest) = self.busiest.lock().select(Instant::now(), &candidates);
+                render_models(&mut page, models, &shown, rest);
+            }
+        }
+        render_samples(&mut page, more);
         page.push_str(&self.handle.render());
         page
+    }
+}
+
+/// One sample of a family that is read when the page is asked for, and may be missing from the next.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    family: Family,
+    /// The values of its labels, in their order.
+    labels: Vec<String>,
+    value: f64,
+}
+
+impl Sample {
+    /// A sample of `family`, with the values of its labels.
+    #[must_use]
+    pub fn new<const N: usize>(family: Family, labels: [String; N], value: f64) -> Self {
+        Self { family, labels: labels.into(), value }
+    }
+}
+
+/// Writes samples, those of one family beside each other.
+fn render_samples(page: &mut String, samples: &[Sample]) {
+    let mut last = "";
+    for Sample { family, labels, value } in samples {
+        if family.name != last {
+            head(page, family);
+            last = family.name;
+        }
+        page.push_str(family.name);
+        for (index, (name, word)) in family.labels.iter().zip(labels).enumerate() {
+            // Writing into a String cannot fail.
+            let _ = write!(page, "{}{name}=\"{word}\"", if index == 0 { '{' } else { ',' });
+        }
+        let _ = writeln!(page, "{} {value}", if family.labels.is_empty() { "" } else { "}" });
     }
 }
 
@@ -229,9 +333,10 @@ mod tests {
             statistics: &statistics,
             pending: 0,
             load_seconds: 0.5,
-            cached: model == "a",
+            cached: **model == *"a",
         };
-        let page = metrics.render(&[one("a"), one("b\"c")]);
+        let (a, b) = ("a".into(), "b\"c".into());
+        let page = metrics.render(&[one(&a), one(&b)], Detail::Busiest, &[]);
         assert_eq!(page.matches("# TYPE nv_inference_request_success counter").count(), 1);
         assert!(page.contains("nv_inference_request_success{model=\"a\",version=\"1\"} 0\n"), "{page}");
         assert!(page.contains("model=\"b\\\"c\""), "{page}");
@@ -241,9 +346,70 @@ mod tests {
     }
 
     #[test]
+    fn one_series_stands_for_all_but_the_busiest_unless_each_is_asked_for() {
+        let metrics = ServerMetrics::for_most(1).unwrap();
+        let (quiet, busy) = (ModelStatistics::default(), ModelStatistics::default());
+        quiet.record_success(Duration::from_micros(5), Duration::ZERO);
+        quiet.record_failure(crate::metrics::statistics::FailureReason::Backend, Duration::ZERO);
+        for _ in 0..9 {
+            busy.record_success(Duration::ZERO, Duration::ZERO);
+        }
+        let names = ["a", "b", "c"].map(Arc::<str>::from);
+        let series: Vec<_> = names
+            .iter()
+            .zip([&quiet, &busy, &quiet])
+            .map(|(model, statistics)| ModelSeries {
+                model,
+                version: 1,
+                statistics,
+                pending: 2,
+                load_seconds: 0.5,
+                cached: false,
+            })
+            .collect();
+        let page = metrics.render(&series, Detail::Busiest, &[]);
+        for line in [
+            "nv_inference_request_success{model=\"b\",version=\"1\"} 9\n",
+            "nv_inference_request_success{model=\"*\",version=\"\"} 2\n",
+            "nv_inference_request_duration_us{model=\"*\",version=\"\"} 10\n",
+            "nv_inference_request_failure{model=\"*\",version=\"\",reason=\"BACKEND\"} 2\n",
+            "nv_inference_pending_request_count{model=\"*\",version=\"\"} 4\n",
+        ] {
+            assert!(page.contains(line), "{line} is not in {page}");
+        }
+        assert!(!page.contains("model=\"a\""), "{page}");
+        assert!(!page.contains("nv_model_load_duration_secs{model=\"*\""), "a sum of these says nothing");
+        let each = metrics.render(&series, Detail::Each, &[]);
+        assert!(each.contains("{model=\"a\"") && !each.contains("model=\"*\""), "{each}");
+    }
+
+    #[test]
+    fn samples_that_are_read_for_the_page_have_their_labels_or_none() {
+        let metrics = ServerMetrics::new().unwrap();
+        let samples =
+            [Sample::new(defs::SCALE_PRESSURE, [], 0.5), Sample::new(defs::CHURN_AGE, ["disk".to_owned()], 3.0)];
+        let page = metrics.render(&[], Detail::Busiest, &samples);
+        for line in ["roundhouse_scale_pressure 0.5\n", "roundhouse_churn_age_seconds{tier=\"disk\"} 3\n"] {
+            assert!(page.contains(line), "{line} is not in {page}");
+        }
+        assert!(!metrics.render(&[], Detail::Busiest, &[]).contains("roundhouse_churn_age"), "a sample does not stay");
+    }
+
+    #[test]
+    fn what_left_for_want_of_room_makes_the_churn_age() {
+        let metrics = ServerMetrics::new().unwrap();
+        metrics.evicted("device", "room", Duration::from_secs(50));
+        metrics.evicted("device", "unload", Duration::from_secs(5000));
+        assert_eq!(metrics.churn_ages(Instant::now()), [Some(50.0), None]);
+        metrics.lookups_hit.increment(3);
+        metrics.lookups_miss.increment(1);
+        assert_eq!(metrics.lookups(), (3, 1));
+    }
+
+    #[test]
     fn series_end_with_their_model() {
         let metrics = ServerMetrics::new().unwrap();
-        assert!(!metrics.render(&[]).contains("nv_inference"));
+        assert!(!metrics.render(&[], Detail::Busiest, &[]).contains("nv_inference"));
     }
 
     #[test]
@@ -252,7 +418,7 @@ mod tests {
         metrics.loads_ok.increment(1);
         metrics.load_seconds.record(0.02);
         metrics.set(defs::CPU_MEMORY_TOTAL, 42.0);
-        let page = metrics.render(&[]);
+        let page = metrics.render(&[], Detail::Busiest, &[]);
         assert!(page.contains("roundhouse_model_loads_total{outcome=\"ok\"} 1"), "{page}");
         assert!(page.contains("roundhouse_model_load_seconds_bucket{le=\"0.025\"} 1"), "{page}");
         assert!(page.contains("nv_cpu_memory_total_bytes 42"), "{page}");
@@ -260,7 +426,7 @@ mod tests {
 
     #[test]
     fn what_has_not_happened_yet_is_on_the_page_as_zero() {
-        let page = ServerMetrics::new().unwrap().render(&[]);
+        let page = ServerMetrics::new().unwrap().render(&[], Detail::Busiest, &[]);
         for (family, labels) in FROM_THE_START {
             let labels: Vec<_> = labels.iter().map(|(name, word)| format!("{name}=\"{word}\"")).collect();
             let suffix = if family.kind == Kind::Histogram { "_count" } else { "" };
@@ -278,7 +444,7 @@ mod tests {
         metrics.evicted("device", "room", Duration::from_secs(50));
         metrics.evicted("device", "unload", Duration::from_secs(700_000));
         metrics.evicted_unlike_lru("device");
-        let page = metrics.render(&[]);
+        let page = metrics.render(&[], Detail::Busiest, &[]);
         for line in [
             "roundhouse_evictions_total{tier=\"device\",reason=\"room\"} 1\n",
             "roundhouse_evictions_total{tier=\"disk\",reason=\"room\"} 0\n",
@@ -299,7 +465,7 @@ mod tests {
         metrics.load_phase("fetch", Duration::from_millis(1_500));
         metrics.fetch_ended("cancelled");
         metrics.fetched_bytes.increment(7);
-        let page = metrics.render(&[]);
+        let page = metrics.render(&[], Detail::Busiest, &[]);
         for line in [
             "roundhouse_model_loads_by_source_total{source=\"remote\"} 1\n",
             "roundhouse_load_phase_seconds_sum{phase=\"fetch\"} 1.5\n",
@@ -319,7 +485,7 @@ mod tests {
         metrics.set_labelled(defs::TIER_BOOKED, &on("gpu:0"), 6.0);
         metrics.set_labelled(defs::TIER_BOOKED, &on("gpu:0"), 7.0);
         metrics.set_labelled(defs::GPU_MEMORY_USED, &[("gpu_uuid", "GPU-1".to_owned())], 8.0);
-        let page = metrics.render(&[]);
+        let page = metrics.render(&[], Detail::Busiest, &[]);
         for line in [
             "roundhouse_tier_booked_bytes{tier=\"device\",device=\"cpu\"} 5\n",
             "roundhouse_tier_booked_bytes{tier=\"device\",device=\"gpu:0\"} 7\n",
