@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::parts::{LoadingRuntime, disk_opener, open_devices, open_pool, open_repository, resources};
+use self::parts::{LoadingRuntime, disk_opener, open_devices, open_pool, open_repository, reporter, resources};
 use self::security::Security;
 use crate::artifact::start_write_back;
 use crate::backend::identity::Identity;
@@ -323,6 +323,11 @@ impl App {
             let server = server.clone();
             tokio::spawn(async move { server.watch_signals().await })
         };
+        let stop_reports = CancellationToken::new();
+        let reporting = reporter(&config, &server, &loading.handle).map(|reporter| {
+            let (server, stop) = (server.clone(), stop_reports.clone());
+            tokio::spawn(reporter.run(move || server.observe_levels(), stop))
+        });
         let starting = tokio::spawn(start_models(server.clone(), config.clone()));
         shutdown.cancelled().await;
         tracing::info!(
@@ -337,6 +342,11 @@ impl App {
         let drained = tokio::time::timeout_at(end, connections.wait()).await.is_ok();
         if !drained {
             tracing::warn!(connections = connections.len(), "the grace is over: cutting what is left");
+        }
+        stop_reports.cancel();
+        if let Some(reporting) = reporting {
+            // It keeps to a time of its own; that it panicked is in the log.
+            drop(reporting.await);
         }
         tracer.stop();
         if tokio::time::timeout_at(end, writing).await.is_err() {

@@ -1,6 +1,7 @@
 //! `InferenceServer`: what the server does, in the words of no protocol.
 
 mod cached;
+mod observed;
 mod prepare;
 pub mod responses;
 mod settings;
@@ -52,6 +53,8 @@ struct Inner {
     tracer: Tracer,
     /// The readings that signals are made of.
     signals: Mutex<Window>,
+    /// Hits and misses that CloudWatch was told of.
+    told_lookups: Mutex<(u64, u64)>,
     /// Where models are fetched to.
     cache_directory: PathBuf,
     /// Whether the models asked for at start have been tried.
@@ -86,6 +89,7 @@ impl InferenceServer {
             shared_memory,
             tracer,
             signals: Mutex::default(),
+            told_lookups: Mutex::default(),
             cache_directory,
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -127,7 +131,8 @@ impl InferenceServer {
     /// # Errors
     /// As [`ModelManager::acquire`].
     pub async fn model(&self, name: &str, version: Option<Version>, deadline: Option<Deadline>) -> Result<ModelHandle> {
-        self.0.models.acquire(name, version, deadline).await
+        let acquired = self.0.models.acquire(name, version, deadline).await;
+        acquired.inspect_err(|error| self.observe_failure(error))
     }
 
     /// The same for somebody who wants the model by `wanted`, and whose load goes on until `deadline`.
@@ -140,7 +145,8 @@ impl InferenceServer {
         wanted: Option<Deadline>,
         deadline: Option<Deadline>,
     ) -> Result<ModelHandle> {
-        self.0.models.acquire_for(name, None, wanted, deadline).await
+        let acquired = self.0.models.acquire_for(name, None, wanted, deadline).await;
+        acquired.inspect_err(|error| self.observe_failure(error))
     }
 
     /// A handle on a model that is in memory; nothing is loaded.
@@ -285,10 +291,19 @@ impl InferenceServer {
         request: InferenceRequest,
         arrived: Instant,
     ) -> Result<InferenceResponse> {
-        let Some(trace) = request.trace.clone() else { return self.answer(model, request, arrived).await };
-        trace_begin(&trace, model, &request);
-        let answered = self.answer(model, request, arrived).await;
-        trace_end(&trace, &answered);
+        let begin = self.is_observed().then(Instant::now);
+        let answered = match request.trace.clone() {
+            None => self.answer(model, request, arrived).await,
+            Some(trace) => {
+                trace_begin(&trace, model, &request);
+                let answered = self.answer(model, request, arrived).await;
+                trace_end(&trace, &answered);
+                answered
+            }
+        };
+        if let Some(begin) = begin {
+            self.observe_invocation(arrived, begin, answered.as_ref().err());
+        }
         answered
     }
 
@@ -333,6 +348,7 @@ impl InferenceServer {
         let work = prepare(&model, request, arrived).inspect_err(|_| {
             model.statistics.record_failure(FailureReason::Other, arrived.elapsed());
         })?;
+        self.observe_stream();
         let (version, queue) = (model.version(), Arc::clone(&model.queue));
         let answers = queue.infer_stream(work, model)?;
         Ok(Responses::many(answers, version, id, trace))

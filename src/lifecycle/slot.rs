@@ -417,6 +417,7 @@ impl Slot {
             dispose(manager, old).await;
             drop(self.departing.write().await);
             metrics.unloads.increment(1);
+            metrics.unload_seconds.record(now.elapsed().as_secs_f64());
             metrics.resident.decrement(1.0);
             metrics.evicted("device", departure.reason.name(), age);
             tracing::info!(model = %self.name, reason = departure.reason.name(), "model unloaded");

@@ -169,6 +169,13 @@ pub const UNLOADS: Family = family(
     &[],
     "Model unloads, counted when their memory is free again",
 );
+/// How long unloads take.
+pub const UNLOAD_SECONDS: Family = family(
+    "roundhouse_model_unload_seconds",
+    Kind::Histogram,
+    &[],
+    "Duration of model unloads, from the decision until their memory is free, requests under way included, in seconds",
+);
 /// How long loads take.
 pub const LOAD_SECONDS: Family = family(
     "roundhouse_model_load_seconds",
@@ -378,6 +385,7 @@ pub const ALL: &[Family] = &[
     LOADS,
     LOADS_BY_SOURCE,
     UNLOADS,
+    UNLOAD_SECONDS,
     LOAD_SECONDS,
     LOAD_PHASE_SECONDS,
     RESIDENT_MODELS,
