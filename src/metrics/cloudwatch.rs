@@ -112,6 +112,8 @@ pub struct Reporter {
     observations: Arc<Observations>,
     sink: Box<dyn Sink>,
     period: Duration,
+    /// How long the last report may take.
+    last_wait: Duration,
     buffer: Mutex<Buffer>,
     more: Notify,
 }
@@ -121,7 +123,14 @@ impl Reporter {
     #[must_use]
     pub fn new(observations: Arc<Observations>, sink: Box<dyn Sink>, period: Duration) -> Self {
         observations.want();
-        Self { observations, sink, period: period.max(TICK), buffer: Mutex::default(), more: Notify::new() }
+        Self {
+            observations,
+            sink,
+            period: period.max(TICK),
+            last_wait: LAST_WAIT,
+            buffer: Mutex::default(),
+            more: Notify::new(),
+        }
     }
 
     /// Reports until `stop`, and then once more. `look` is called once a second, to observe what nobody reports.
@@ -132,7 +141,7 @@ impl Reporter {
             () = self.send_all_the_time() => {}
         }
         self.close_period();
-        if tokio::time::timeout(LAST_WAIT, self.send_what_waits()).await.is_err() {
+        if tokio::time::timeout(self.last_wait, self.send_what_waits()).await.is_err() {
             tracing::warn!("CloudWatch did not take the last report in time");
         }
     }
