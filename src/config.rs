@@ -12,6 +12,7 @@ use serde::Deserialize;
 pub mod amount;
 mod folders;
 pub mod grpc;
+pub mod metrics;
 pub mod options;
 pub mod rate_limit;
 pub mod sagemaker;
@@ -22,6 +23,7 @@ use self::amount::{Amount, CacheBytes, MemoryLimit};
 use self::folders::default_cache_dir;
 pub use self::folders::default_runtime_dir;
 use self::grpc::GrpcConfig;
+use self::metrics::MetricsConfig;
 pub use self::options::ServeOptions;
 use self::rate_limit::RateLimitConfig;
 use self::sagemaker::environment::Platform;
@@ -262,6 +264,8 @@ pub struct ServerConfig {
     pub grpc: GrpcConfig,
     /// Prometheus metrics; `None` where they are not served.
     pub metrics_port: Option<u16>,
+    /// What is on their page.
+    pub metrics: MetricsConfig,
     /// SageMaker's port, and what the server is to its platform.
     pub sagemaker: SageMakerConfig,
     /// TLS and tokens.
@@ -345,7 +349,7 @@ impl ServeOptions {
             repository_poll_s, retain, pin_model, prefetch_model, cache_dir, cache_capacity, memory_limit, eviction,
             eviction_policy, min_residency_ms, room_wait_ms, response_cache_bytes, fetch_concurrency, fetch_parts, fetch_timeout_ms,
             s3_anonymous, s3_region, s3_endpoint, s3_path_style, address, http_port, grpc_port, grpc_max_message_bytes, grpc_max_concurrent_streams,
-            grpc_keepalive_time_ms, grpc_keepalive_timeout_ms, grpc_infer_response_compression_level, metrics_port, sagemaker_port,
+            grpc_keepalive_time_ms, grpc_keepalive_timeout_ms, grpc_infer_response_compression_level, metrics_port, metrics_models, cloudwatch, cloudwatch_namespace, cloudwatch_variant, cloudwatch_period_s, cloudwatch_region, cloudwatch_endpoint, sagemaker_port,
             sagemaker, sagemaker_model, sagemaker_model_root, sagemaker_inference_type, sagemaker_ping, endpoint_name, endpoint_keys,
             endpoint_max_payload_bytes, endpoint_load_wait_ms, endpoint_load_limit_ms, tls_cert, tls_key,
             tls_client_ca, tls_ports, access_tokens, port_file, device, executor_threads, io_threads, onnxruntime_library,
@@ -363,6 +367,7 @@ impl ServeOptions {
         };
         let body_bytes = self.max_body_bytes.unwrap_or(1 << 30);
         let rate_limit = RateLimitConfig::of(&self);
+        let metrics = MetricsConfig::of(&mut self)?;
         let grpc = GrpcConfig::of(&self, port(None, 8001), body_bytes);
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let timeout_ms = self.request_timeout_ms.unwrap_or(60_000);
@@ -423,6 +428,7 @@ impl ServeOptions {
             http_port: port(self.http_port, 8000),
             grpc,
             metrics_port: port(self.metrics_port, 8002),
+            metrics,
             sagemaker,
             security,
             port_file: self.port_file,

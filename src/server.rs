@@ -3,14 +3,19 @@
 mod cached;
 mod ensemble;
 mod gpu_gauges;
+mod observed;
 mod prepare;
 pub mod responses;
 mod settings;
 pub mod shared_memory;
+mod signals;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+use parking_lot::Mutex;
 
 use self::cached::infer_cached;
 use self::ensemble::Passage;
@@ -27,7 +32,8 @@ use crate::lifecycle::handle::{Engine, LoadedVersion, ModelHandle};
 use crate::lifecycle::residency::{Explanation, ModelResidency, ResidencyPage, ResidencyQuery};
 use crate::lifecycle::{IndexEntry, ModelManager};
 use crate::metrics::defs;
-use crate::metrics::prometheus::{ModelSeries, ServerMetrics};
+use crate::metrics::prometheus::{Detail, ModelSeries, ServerMetrics};
+use crate::metrics::signal::Window;
 use crate::metrics::statistics::FailureReason;
 use crate::model_config::ModelConfig;
 use crate::telemetry::trace::{TraceCounts, Tracer};
@@ -48,6 +54,12 @@ struct Inner {
     monitor: Arc<dyn DeviceMonitor>,
     shared_memory: SharedMemory,
     tracer: Tracer,
+    /// The readings that signals are made of.
+    signals: Mutex<Window>,
+    /// Hits and misses that CloudWatch was told of.
+    told_lookups: Mutex<(u64, u64)>,
+    /// Where models are fetched to.
+    cache_directory: PathBuf,
     /// Whether the models asked for at start have been tried.
     started: AtomicBool,
     draining: AtomicBool,
@@ -63,7 +75,7 @@ pub struct BackendStatus {
 }
 
 impl InferenceServer {
-    /// A server over the models, and what clients may use of shared memory.
+    /// A server over the models, and what clients may use of shared memory. Models are fetched to `cache_directory`.
     #[must_use]
     pub fn new(
         models: ModelManager,
@@ -71,6 +83,7 @@ impl InferenceServer {
         monitor: Arc<dyn DeviceMonitor>,
         shared_memory: SharedMemory,
         tracer: Tracer,
+        cache_directory: PathBuf,
     ) -> Self {
         Self(Arc::new(Inner {
             models,
@@ -78,6 +91,9 @@ impl InferenceServer {
             monitor,
             shared_memory,
             tracer,
+            signals: Mutex::default(),
+            told_lookups: Mutex::default(),
+            cache_directory,
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         }))
@@ -120,7 +136,8 @@ impl InferenceServer {
     /// # Errors
     /// As [`ModelManager::acquire`].
     pub async fn model(&self, name: &str, version: Option<Version>, deadline: Option<Deadline>) -> Result<ModelHandle> {
-        self.0.models.acquire(name, version, deadline).await.and_then(|handle| by_its_own_name(handle, name))
+        let acquired = self.0.models.acquire(name, version, deadline).await;
+        acquired.and_then(|handle| by_its_own_name(handle, name)).inspect_err(|error| self.observe_failure(error))
     }
 
     /// The same for somebody who wants the model by `wanted`, and whose load goes on until `deadline`.
@@ -133,7 +150,8 @@ impl InferenceServer {
         wanted: Option<Deadline>,
         deadline: Option<Deadline>,
     ) -> Result<ModelHandle> {
-        self.0.models.acquire_for(name, None, wanted, deadline).await.and_then(|handle| by_its_own_name(handle, name))
+        let acquired = self.0.models.acquire_for(name, None, wanted, deadline).await;
+        acquired.and_then(|handle| by_its_own_name(handle, name)).inspect_err(|error| self.observe_failure(error))
     }
 
     /// A handle on a model that is in memory; nothing is loaded.
@@ -280,7 +298,12 @@ impl InferenceServer {
         request: InferenceRequest,
         arrived: Instant,
     ) -> Result<InferenceResponse> {
-        self.infer_at(model, request, arrived, 0).await
+        let begin = self.is_observed().then(Instant::now);
+        let answered = self.infer_at(model, request, arrived, 0).await;
+        if let Some(begin) = begin {
+            self.observe_invocation(arrived, begin, answered.as_ref().err());
+        }
+        answered
     }
 
     /// The same for a step in as many ensembles as `depth` says.
@@ -335,7 +358,15 @@ impl InferenceServer {
         request: InferenceRequest,
         arrived: Instant,
     ) -> Result<Responses> {
-        self.infer_stream_at(model, request, arrived, 0).await
+        if !model.config.decoupled {
+            return self.infer(&model, request, arrived).await.map(Responses::single);
+        }
+        let answers = self.infer_stream_at(model, request, arrived, 0).await;
+        match &answers {
+            Ok(_) => self.observe_stream(),
+            Err(error) => self.observe_failure(error),
+        }
+        answers
     }
 
     /// The same for a step in as many ensembles as `depth` says.
@@ -374,9 +405,19 @@ impl InferenceServer {
 
     // === metrics ===
 
-    /// The Prometheus page.
+    /// The Prometheus page: with series for the busiest models and one for all others.
     #[must_use]
     pub fn metrics_page(&self) -> String {
+        self.metrics_page_of(Detail::Busiest, None)
+    }
+
+    /// The same with series for each model, or for the versions of `model` alone.
+    #[must_use]
+    pub fn metrics_page_in_detail(&self, model: Option<&str>) -> String {
+        self.metrics_page_of(Detail::Each, model)
+    }
+
+    fn metrics_page_of(&self, detail: Detail, model: Option<&str>) -> String {
         if let Ok(memory) = self.0.monitor.memory(DeviceId::Cpu) {
             #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
             for (family, bytes) in [(defs::CPU_MEMORY_TOTAL, memory.total), (defs::CPU_MEMORY_USED, memory.used)] {
@@ -413,7 +454,10 @@ impl InferenceServer {
         }
         #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
         self.0.metrics.loads_waiting.set(self.0.models.loads_waiting() as f64);
-        let versions = self.resident_versions();
+        let versions = match model {
+            None => self.resident_versions(),
+            Some(model) => self.versions_of(model),
+        };
         let series: Vec<_> = versions
             .iter()
             .map(|loaded| ModelSeries {
@@ -425,7 +469,7 @@ impl InferenceServer {
                 cached: loaded.responses.is_some(),
             })
             .collect();
-        self.0.metrics.render(&series)
+        self.0.metrics.render(&series, detail, &self.signal_samples())
     }
 }
 

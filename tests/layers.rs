@@ -42,6 +42,7 @@ const HOMES: [Home; 7] = [
             ("cli/", "prints --json for programs and reads the server's answers"),
             ("cache/", "the manifest of a disk entry"),
             ("telemetry/", "log lines are JSON where no terminal is; trace files always"),
+            ("metrics/cloudwatch/", "the embedded metric format is JSON"),
         ],
     },
     Home {
@@ -63,12 +64,17 @@ const HOMES: [Home; 7] = [
         places: &[
             ("frontend/", "streamed answers of SageMaker's runtime API, and dates of its signatures"),
             ("repository/", "only the S3 repository knows its client"),
+            ("metrics/cloudwatch/", "times and bodies of reports"),
         ],
     },
+    Home { what: "S3", crates: &["aws_sdk_"], places: &[("repository/", "only the S3 repository knows its client")] },
     Home {
-        what: "S3",
-        crates: &["aws_config", "aws_sdk_s3", "aws_smithy_"],
-        places: &[("repository/", "only the S3 repository knows its client")],
+        what: "AWS",
+        crates: &["aws_config", "aws_credential_types", "aws_sigv4", "aws_smithy_"],
+        places: &[
+            ("repository/", "only the S3 repository knows its client"),
+            ("metrics/cloudwatch/", "reports are signed and sent as the S3 client does it"),
+        ],
     },
     Home {
         what: "NVML",

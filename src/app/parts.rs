@@ -11,6 +11,7 @@ use crate::cache::disk::{DiskCache, DiskOptions};
 use crate::cache::eviction::{EvictionPolicy, Lru};
 use crate::cache::memory_pool::{MemoryPool, Name};
 use crate::config::amount::Amount;
+use crate::config::metrics::CloudWatch;
 use crate::config::rate_limit::{RateLimit, RateLimitConfig, ResourcePlace};
 use crate::config::{CacheConfig, DeviceChoice, EvictionRule, ServerConfig};
 use crate::device::devices::Devices;
@@ -20,6 +21,7 @@ use crate::device::priority::lower_this_thread;
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
 use crate::lifecycle::files::{DiskMetrics, OpenDisk};
+use crate::metrics::cloudwatch::{Embedded, Identity, Put, PutOptions, Reporter, Sink};
 use crate::metrics::prometheus::ServerMetrics;
 use crate::repository::ModelRepository;
 use crate::repository::download::Downloader;
@@ -27,6 +29,7 @@ use crate::repository::local::Local;
 use crate::repository::s3::uri::is_s3;
 use crate::repository::s3::{S3, S3Options};
 use crate::scheduler::turns::{ResourceName, Resources};
+use crate::server::InferenceServer;
 
 pub(super) fn open_repository(uri: &str, config: &ServerConfig, loading: &Handle) -> Result<Arc<dyn ModelRepository>> {
     if is_s3(uri) {
@@ -135,6 +138,25 @@ pub(super) fn open_pool(config: &CacheConfig, device: DeviceId, monitor: &dyn De
     };
     tracing::info!(%device, limit, free, "memory for models");
     Ok(MemoryPool::new(device, limit, config.min_residency, policy))
+}
+
+/// What tells CloudWatch, if it is to be told.
+pub(super) fn reporter(config: &ServerConfig, server: &InferenceServer, loading: &Handle) -> Option<Reporter> {
+    let told = &config.metrics.cloudwatch;
+    let identity = Identity {
+        namespace: told.namespace.clone(),
+        endpoint: config.sagemaker.endpoint.name.clone().unwrap_or_else(|| "roundhouse".to_owned()),
+        variant: told.variant.clone(),
+    };
+    let sink: Box<dyn Sink> = match told.mode {
+        CloudWatch::Off => return None,
+        CloudWatch::Embedded => Box::new(Embedded::new(identity)),
+        CloudWatch::Put => {
+            let options = PutOptions { endpoint: told.endpoint.clone(), region: told.region.clone() };
+            Box::new(Arc::new(Put::new(identity, options, loading.clone())))
+        }
+    };
+    Some(Reporter::new(server.observations(), sink, told.period))
 }
 
 /// The threads that fetch, unpack and load: at a lower priority than those that answer. They end with it, without a

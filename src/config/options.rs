@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::amount::{Amount, CacheBytes, MemoryLimit};
 use super::grpc::GrpcCompression;
+use super::metrics::CloudWatch;
 use super::rate_limit::{RateLimit, RateLimitResource};
 use super::sagemaker::{InferenceType, Ping, SageMakerMode};
 use super::security::TlsPort;
@@ -197,6 +198,35 @@ pub struct ServeOptions {
     /// container]
     #[arg(long, value_name = "PORT", env = "ROUNDHOUSE_METRICS_PORT", help_heading = "Listening")]
     pub metrics_port: Option<Port>,
+
+    /// How many models have series of their own on the page of metrics, the busiest; the others share one. [default: 100]
+    #[arg(long, value_name = "N", env = "ROUNDHOUSE_METRICS_MODELS", help_heading = "Metrics")]
+    pub metrics_models: Option<usize>,
+
+    /// How CloudWatch is told of SageMaker's metrics: off, put (by its API), or embedded (lines on standard output).
+    /// [default: off]
+    #[arg(long, value_enum, env = "ROUNDHOUSE_CLOUDWATCH", help_heading = "Metrics")]
+    pub cloudwatch: Option<CloudWatch>,
+
+    /// The namespace of those metrics. [default: Roundhouse]
+    #[arg(long, value_name = "NAME", env = "ROUNDHOUSE_CLOUDWATCH_NAMESPACE", help_heading = "Metrics")]
+    pub cloudwatch_namespace: Option<String>,
+
+    /// Their dimension VariantName; EndpointName is --endpoint-name, or roundhouse. [default: AllTraffic]
+    #[arg(long, value_name = "NAME", env = "ROUNDHOUSE_CLOUDWATCH_VARIANT", help_heading = "Metrics")]
+    pub cloudwatch_variant: Option<String>,
+
+    /// How often CloudWatch is told, in seconds. [default: 60]
+    #[arg(long, value_name = "S", env = "ROUNDHOUSE_CLOUDWATCH_PERIOD_S", help_heading = "Metrics")]
+    pub cloudwatch_period_s: Option<u64>,
+
+    /// CloudWatch's region. [default: as AWS_REGION, the profile or the instance says]
+    #[arg(long, value_name = "REGION", env = "ROUNDHOUSE_CLOUDWATCH_REGION", help_heading = "Metrics")]
+    pub cloudwatch_region: Option<String>,
+
+    /// CloudWatch's URL, where it is not AWS. [default: AWS's, or AWS_ENDPOINT_URL]
+    #[arg(long, value_name = "URL", env = "ROUNDHOUSE_CLOUDWATCH_ENDPOINT", help_heading = "Metrics")]
+    pub cloudwatch_endpoint: Option<String>,
 
     /// The port of SageMaker's container contract and runtime API; 0 takes any free one, `off` opens none.
     /// [default: off; 8080 in a SageMaker container]

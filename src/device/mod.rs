@@ -3,6 +3,7 @@
 pub mod allocator;
 pub mod cuda;
 pub mod devices;
+pub mod disk;
 pub mod host;
 pub mod monitor;
 pub mod nvml;

@@ -81,6 +81,14 @@ pub trait DeviceMonitor: Send + Sync {
         Err(Error::not_found(format!("there is no gpu:{index}: no GPU can be seen")))
     }
 
+    /// The part of the last sample period in which `device` was busy, 0 to 1; `None` where it cannot be asked.
+    fn utilization(&self, device: DeviceId) -> Option<f64> {
+        match device {
+            DeviceId::Cpu => None,
+            DeviceId::Gpu(index) => self.gpu(index).ok()?.utilization,
+        }
+    }
+
     /// The GPUs there are, used or not; a GPU that is cut into MIG devices is those.
     fn gpus(&self) -> Vec<GpuIdentity> {
         Vec::new()

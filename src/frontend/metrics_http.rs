@@ -5,7 +5,7 @@ use std::convert::Infallible;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::StatusCode;
@@ -13,6 +13,7 @@ use http::header::CONTENT_TYPE;
 use hyper::body::Incoming;
 
 use super::access::{Access, Class};
+use super::percent::decode;
 use super::status::Failure;
 use crate::error::{Error, Result};
 use crate::server::InferenceServer;
@@ -65,6 +66,42 @@ pub fn readiness(server: &InferenceServer) -> Result<()> {
     }
 }
 
-async fn metrics(State(server): State<InferenceServer>) -> Response {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], server.metrics_page()).into_response()
+async fn metrics(State(server): State<InferenceServer>, RawQuery(query): RawQuery) -> Response {
+    let page = match detail(query.as_deref().unwrap_or_default()) {
+        Ok(None) => server.metrics_page(),
+        Ok(Some(model)) => server.metrics_page_in_detail(model.as_deref()),
+        Err(error) => return Failure(error).into_response(),
+    };
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
+}
+
+/// Which models are to have series: the busiest (`None`), each (`models=all`), or one by its name (`model=NAME`).
+fn detail(query: &str) -> Result<Option<Option<String>>> {
+    match query.split_once('=') {
+        None if query.is_empty() => Ok(None),
+        Some(("models", "all")) => Ok(Some(None)),
+        Some(("models", "busiest")) => Ok(None),
+        Some(("model", name)) => match decode(&name.replace('+', " ")) {
+            Some(name) => Ok(Some(Some(name.into_owned()))),
+            None => Err(Error::invalid("the name of 'model' is not UTF-8")),
+        },
+        _ => Err(Error::invalid(format!("'{query}' is no choice of models: models=all, models=busiest or model=NAME"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_chooses_whose_series_are_on_the_page() {
+        assert_eq!(detail("").unwrap(), None);
+        assert_eq!(detail("models=busiest").unwrap(), None);
+        assert_eq!(detail("models=all").unwrap(), Some(None));
+        assert_eq!(detail("model=team%2Fc+d").unwrap(), Some(Some("team/c d".to_owned())));
+        for query in ["models", "models=some", "x=1", "model=%ff"] {
+            let text = detail(query).unwrap_err().report();
+            assert!(text.contains("model"), "{query}: {text}");
+        }
+    }
 }

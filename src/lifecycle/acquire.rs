@@ -124,6 +124,7 @@ impl ModelManager {
         until: Option<Instant>,
     ) -> Result<ModelHandle> {
         let began = Instant::now();
+        let _waiting = self.0.metrics.load_waits.enter();
         let explicit = !self.may_load(asker, name);
         loop {
             if explicit && !self.0.models.load().contains_key(name) {

@@ -427,6 +427,7 @@ impl Slot {
                 manager.unload_part(part).await;
             }
             metrics.unloads.increment(1);
+            metrics.unload_seconds.record(now.elapsed().as_secs_f64());
             metrics.resident.decrement(1.0);
             metrics.evicted("device", departure.reason.name(), age);
             tracing::info!(model = %self.name, reason = departure.reason.name(), "model unloaded");

@@ -79,6 +79,12 @@ impl ModelManager {
         devices.chain(self.0.loader.files.book()).collect()
     }
 
+    /// Loads that may run at once.
+    #[must_use]
+    pub fn load_places(&self) -> usize {
+        self.0.options.load_concurrency.max(1)
+    }
+
     /// Loads that wait for a place.
     #[must_use]
     pub fn loads_waiting(&self) -> usize {

@@ -169,6 +169,13 @@ pub const UNLOADS: Family = family(
     &[],
     "Model unloads, counted when their memory is free again",
 );
+/// How long unloads take.
+pub const UNLOAD_SECONDS: Family = family(
+    "roundhouse_model_unload_seconds",
+    Kind::Histogram,
+    &[],
+    "Duration of model unloads, from the decision until their memory is free, requests under way included, in seconds",
+);
 /// How long loads take.
 pub const LOAD_SECONDS: Family = family(
     "roundhouse_model_load_seconds",
@@ -311,6 +318,83 @@ pub const GPU_HEALTHY: Family = family(
     "1 where nothing speaks against a GPU; 0 after it was lost, a critical XID, or uncorrectable errors of its memory",
 );
 
+/// What autoscalers go by.
+pub const SCALE_PRESSURE: Family = family(
+    "roundhouse_scale_pressure",
+    Kind::Gauge,
+    &[],
+    "Requests that wait for a load or for a thread, for each place that could serve one, mean of the last minute; 0 is idle, \
+     1 is one behind each place",
+);
+/// Requests that wait now.
+pub const REQUESTS_WAITING: Family = family(
+    "roundhouse_requests_waiting",
+    Kind::Gauge,
+    &["for"],
+    "Requests that wait now, for: load (their model's), turn (an instance or a thread; not those that wait for company in a \
+     batch)",
+);
+/// Time requests waited for loads.
+pub const LOAD_WAITED: Family = family(
+    "roundhouse_load_waited_seconds_total",
+    Kind::Counter,
+    &[],
+    "Seconds that requests have waited for loads, all together, those that still wait included",
+);
+/// Time requests were in queues.
+pub const QUEUED: Family = family(
+    "roundhouse_queue_seconds_total",
+    Kind::Counter,
+    &[],
+    "Seconds that answered requests were in queues, all together",
+);
+/// Time threads of a device ran models.
+pub const EXECUTOR_BUSY: Family = family(
+    "roundhouse_executor_busy_seconds_total",
+    Kind::Counter,
+    &["device"],
+    "Seconds that threads of a device ran models, all together",
+);
+/// Threads of a device.
+pub const EXECUTOR_THREADS: Family =
+    family("roundhouse_executor_threads", Kind::Gauge, &["device"], "Threads of a device that run models");
+/// The part of them that runs models.
+pub const EXECUTOR_BUSY_SHARE: Family = family(
+    "roundhouse_executor_busy_share",
+    Kind::Gauge,
+    &["device"],
+    "Part of a device's threads that ran models, mean of the last minute, 0 to 1",
+);
+/// Requests whose model was in memory.
+pub const HIT_RATIO: Family = family(
+    "roundhouse_model_hit_ratio",
+    Kind::Gauge,
+    &[],
+    "Part of the last minute's requests whose model was in memory, 0 to 1; absent where there was no request",
+);
+/// How long models stay.
+pub const CHURN_AGE: Family = family(
+    "roundhouse_churn_age_seconds",
+    Kind::Gauge,
+    &["tier"],
+    "Mean time that what left a tier for want of room had been on it, of the last ten minutes, in seconds; absent where \
+     nothing did",
+);
+/// The disk that models are fetched to.
+pub const DISK_TOTAL: Family = family(
+    "roundhouse_cache_disk_total_bytes",
+    Kind::Gauge,
+    &[],
+    "Bytes of the disk that models are fetched to; absent until one is",
+);
+/// What of it is in use.
+pub const DISK_USED: Family = family(
+    "roundhouse_cache_disk_used_bytes",
+    Kind::Gauge,
+    &[],
+    "Bytes in use on the disk that models are fetched to, by anybody; absent until one is",
+);
+
 /// Every family, in the order of the page.
 pub const ALL: &[Family] = &[
     REQUEST_SUCCESS,
@@ -342,6 +426,7 @@ pub const ALL: &[Family] = &[
     LOADS,
     LOADS_BY_SOURCE,
     UNLOADS,
+    UNLOAD_SECONDS,
     LOAD_SECONDS,
     LOAD_PHASE_SECONDS,
     RESIDENT_MODELS,
@@ -359,6 +444,17 @@ pub const ALL: &[Family] = &[
     TIER_MODELS,
     RESPONSE_CACHE_BYTES,
     TRACES,
+    SCALE_PRESSURE,
+    REQUESTS_WAITING,
+    LOAD_WAITED,
+    QUEUED,
+    EXECUTOR_BUSY,
+    EXECUTOR_THREADS,
+    EXECUTOR_BUSY_SHARE,
+    HIT_RATIO,
+    CHURN_AGE,
+    DISK_TOTAL,
+    DISK_USED,
 ];
 
 /// Bucket edges of durations of loads and of waiting for them, in seconds.

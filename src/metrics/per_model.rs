@@ -1,14 +1,21 @@
-//! The families with a series a model, straight from the statistics of what is loaded.
+//! The families with a series a model, straight from the statistics of what is loaded: for the busiest models, and one for
+//! all others together.
 
+use std::borrow::Cow;
 use std::fmt::Write;
+use std::sync::Arc;
 
+use super::busiest::{Candidate, Counts};
 use super::defs::{self, Family, Kind};
 use super::statistics::{FailureReason, ModelStatistics};
+
+/// The model of the series that all others share. It is no name of a model: `docker/` and the README know it too.
+pub const OTHERS: &str = "*";
 
 /// What the page needs to know of one loaded version.
 pub struct ModelSeries<'a> {
     /// The `model` label.
-    pub model: &'a str,
+    pub model: &'a Arc<str>,
     /// The `version` label.
     pub version: u64,
     /// Its counters.
@@ -21,70 +28,135 @@ pub struct ModelSeries<'a> {
     pub cached: bool,
 }
 
-type Read = fn(&ModelSeries<'_>) -> f64;
+type Read = fn(&ModelStatistics) -> u64;
 
-/// Families with one series a model, and where each is read.
-#[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
-const PER_MODEL: &[(Family, Read)] = &[
-    (defs::REQUEST_SUCCESS, |series| series.statistics.success.count() as f64),
-    (defs::INFERENCE_COUNT, |series| series.statistics.inferences() as f64),
-    (defs::EXECUTION_COUNT, |series| series.statistics.executions() as f64),
-    (defs::REQUEST_DURATION, |series| (series.statistics.success.nanoseconds() / 1000) as f64),
-    (defs::QUEUE_DURATION, |series| (series.statistics.queue.nanoseconds() / 1000) as f64),
-    (defs::COMPUTE_INPUT_DURATION, |series| (series.statistics.compute_input.nanoseconds() / 1000) as f64),
-    (defs::COMPUTE_INFER_DURATION, |series| (series.statistics.compute_infer.nanoseconds() / 1000) as f64),
-    (defs::COMPUTE_OUTPUT_DURATION, |series| (series.statistics.compute_output.nanoseconds() / 1000) as f64),
-    (defs::PENDING_REQUESTS, |series| series.pending as f64),
-    (defs::MODEL_LOAD_DURATION, |series| series.load_seconds),
+/// Counters of each model, and where each is read.
+const COUNTERS: [(Family, Read); 8] = [
+    (defs::REQUEST_SUCCESS, |statistics| statistics.success.count()),
+    (defs::INFERENCE_COUNT, ModelStatistics::inferences),
+    (defs::EXECUTION_COUNT, ModelStatistics::executions),
+    (defs::REQUEST_DURATION, |statistics| statistics.success.nanoseconds() / 1000),
+    (defs::QUEUE_DURATION, |statistics| statistics.queue.nanoseconds() / 1000),
+    (defs::COMPUTE_INPUT_DURATION, |statistics| statistics.compute_input.nanoseconds() / 1000),
+    (defs::COMPUTE_INFER_DURATION, |statistics| statistics.compute_infer.nanoseconds() / 1000),
+    (defs::COMPUTE_OUTPUT_DURATION, |statistics| statistics.compute_output.nanoseconds() / 1000),
 ];
 
-/// Families of the models whose answers are kept.
-#[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
-const PER_CACHED_MODEL: &[(Family, Read)] = &[
-    (defs::CACHE_HITS, |series| series.statistics.cache_hit.count() as f64),
-    (defs::CACHE_MISSES, |series| series.statistics.cache_miss.count() as f64),
-    (defs::CACHE_HIT_DURATION, |series| (series.statistics.cache_hit.nanoseconds() / 1000) as f64),
-    (defs::CACHE_MISS_DURATION, |series| (series.statistics.cache_miss.nanoseconds() / 1000) as f64),
+/// Counters of the models whose answers are kept.
+const CACHE_COUNTERS: [(Family, Read); 4] = [
+    (defs::CACHE_HITS, |statistics| statistics.cache_hit.count()),
+    (defs::CACHE_MISSES, |statistics| statistics.cache_miss.count()),
+    (defs::CACHE_HIT_DURATION, |statistics| statistics.cache_hit.nanoseconds() / 1000),
+    (defs::CACHE_MISS_DURATION, |statistics| statistics.cache_miss.nanoseconds() / 1000),
 ];
 
-pub(super) fn render_models(page: &mut String, models: &[ModelSeries<'_>]) {
-    if models.is_empty() {
-        return;
-    }
-    let names: Vec<String> = models.iter().map(|series| escape_label(series.model)).collect();
-    for (family, read) in PER_MODEL {
-        head(page, family);
-        for (series, name) in models.iter().zip(&names) {
-            // Writing into a String cannot fail.
-            let _ =
-                writeln!(page, "{}{{model=\"{name}\",version=\"{}\"}} {}", family.name, series.version, read(series));
+const FAILURES: usize = COUNTERS.len();
+const CACHES: usize = FAILURES + FailureReason::ALL.len();
+
+/// How many counters a model has.
+pub(super) const COUNTS: usize = CACHES + CACHE_COUNTERS.len();
+
+/// One row of each family.
+struct Row<'a> {
+    model: Cow<'a, str>,
+    /// Empty for those that share a row.
+    version: String,
+    counts: Counts,
+    pending: usize,
+    /// Of those that share a row there is none.
+    load_seconds: Option<f64>,
+    cached: bool,
+}
+
+impl ModelSeries<'_> {
+    fn counts(&self) -> Counts {
+        let mut counts = [0; COUNTS];
+        let plain = COUNTERS.iter().map(|(_, read)| read(self.statistics));
+        let failed = FailureReason::ALL.iter().map(|reason| self.statistics.failures(*reason));
+        let cache = CACHE_COUNTERS.iter().map(|(_, read)| read(self.statistics));
+        for (count, value) in counts.iter_mut().zip(plain.chain(failed).chain(cache)) {
+            *count = value;
         }
+        counts
     }
-    if models.iter().any(|series| series.cached) {
-        for (family, read) in PER_CACHED_MODEL {
-            head(page, family);
-            for (series, name) in models.iter().zip(&names).filter(|(series, _)| series.cached) {
-                let (version, value) = (series.version, read(series));
-                let _ = writeln!(page, "{}{{model=\"{name}\",version=\"{version}\"}} {value}", family.name);
-            }
-        }
+
+    /// What the choice of the busiest goes by.
+    pub(super) fn candidate(&self) -> Candidate<'_> {
+        let requests = self.statistics.success.count().saturating_add(self.statistics.fail.count());
+        Candidate { name: self.model, version: self.version, counts: self.counts(), requests }
     }
-    head(page, &defs::REQUEST_FAILURE);
-    for (series, name) in models.iter().zip(&names) {
-        for reason in FailureReason::ALL {
-            let _ = writeln!(
-                page,
-                "{}{{model=\"{name}\",version=\"{}\",reason=\"{}\"}} {}",
-                defs::REQUEST_FAILURE.name,
-                series.version,
-                reason.label(),
-                series.statistics.failures(reason)
-            );
+
+    fn row(&self) -> Row<'_> {
+        Row {
+            model: escape_label(self.model),
+            version: self.version.to_string(),
+            counts: self.counts(),
+            pending: self.pending,
+            load_seconds: Some(self.load_seconds),
+            cached: self.cached,
         }
     }
 }
 
-fn head(page: &mut String, family: &Family) {
+/// Writes the families of `models`, those that are `shown` with series of their own and `rest` as what all others counted.
+pub(super) fn render_models(page: &mut String, models: &[ModelSeries<'_>], shown: &[bool], rest: Option<Counts>) {
+    let is_shown = |index: usize| shown.get(index).copied().unwrap_or(true);
+    let mut rows: Vec<_> = (0..).zip(models).filter(|(at, _)| is_shown(*at)).map(|(_, series)| series.row()).collect();
+    if let Some(counts) = rest {
+        rows.push(Row {
+            model: Cow::Borrowed(OTHERS),
+            version: String::new(),
+            counts,
+            pending: (0..).zip(models).filter(|(at, _)| !is_shown(*at)).map(|(_, series)| series.pending).sum(),
+            load_seconds: None,
+            cached: counts[CACHES..].iter().any(|count| *count > 0),
+        });
+    }
+    if rows.is_empty() {
+        return;
+    }
+    // Writing into a String cannot fail.
+    for (index, (family, _)) in COUNTERS.iter().enumerate() {
+        head(page, family);
+        for row in &rows {
+            let _ = writeln!(page, "{}{{{}}} {}", family.name, row.labels(), row.counts[index]);
+        }
+    }
+    head(page, &defs::PENDING_REQUESTS);
+    for row in &rows {
+        let _ = writeln!(page, "{}{{{}}} {}", defs::PENDING_REQUESTS.name, row.labels(), row.pending);
+    }
+    if rows.iter().any(|row| row.load_seconds.is_some()) {
+        head(page, &defs::MODEL_LOAD_DURATION);
+    }
+    for (row, seconds) in rows.iter().filter_map(|row| Some((row, row.load_seconds?))) {
+        let _ = writeln!(page, "{}{{{}}} {seconds}", defs::MODEL_LOAD_DURATION.name, row.labels());
+    }
+    if rows.iter().any(|row| row.cached) {
+        for (index, (family, _)) in CACHE_COUNTERS.iter().enumerate() {
+            head(page, family);
+            for row in rows.iter().filter(|row| row.cached) {
+                let _ = writeln!(page, "{}{{{}}} {}", family.name, row.labels(), row.counts[CACHES + index]);
+            }
+        }
+    }
+    head(page, &defs::REQUEST_FAILURE);
+    for row in &rows {
+        for (index, reason) in FailureReason::ALL.iter().enumerate() {
+            let (name, labels, reason) = (defs::REQUEST_FAILURE.name, row.labels(), reason.label());
+            let _ = writeln!(page, "{name}{{{labels},reason=\"{reason}\"}} {}", row.counts[FAILURES + index]);
+        }
+    }
+}
+
+impl Row<'_> {
+    fn labels(&self) -> impl std::fmt::Display + '_ {
+        std::fmt::from_fn(|f| write!(f, "model=\"{}\",version=\"{}\"", self.model, self.version))
+    }
+}
+
+/// Writes what stands before the series of a family.
+pub(super) fn head(page: &mut String, family: &Family) {
     let kind = match family.kind {
         Kind::Counter => "counter",
         Kind::Gauge => "gauge",
@@ -93,6 +165,9 @@ fn head(page: &mut String, family: &Family) {
     let _ = write!(page, "# HELP {0} {1}\n# TYPE {0} {kind}\n", family.name, family.help);
 }
 
-fn escape_label(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+fn escape_label(value: &str) -> Cow<'_, str> {
+    if !value.contains(['\\', '"', '\n']) {
+        return Cow::Borrowed(value);
+    }
+    Cow::Owned(value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
 }

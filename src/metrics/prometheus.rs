@@ -1,14 +1,23 @@
 //! The Prometheus page: server-wide families through the `metrics` facade and its exporter, per-model families straight
 //! from the statistics of what is loaded, so that a model's series end with the model.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+use parking_lot::Mutex;
+
+use super::busiest::Busiest;
 use super::defs::{self, Family, Kind};
-pub use super::per_model::ModelSeries;
+use super::meter::{Counted, WaitClock};
+use super::observations::{Observations, Observed, Tee};
 use super::per_model::render_models;
+pub use super::per_model::{ModelSeries, OTHERS};
+pub use super::sample::Sample;
+use super::sample::render_samples;
+use super::signal::Churn;
 use crate::error::{Error, Result};
 
 const METADATA: Metadata<'static> = Metadata::new("roundhouse", Level::INFO, None);
@@ -19,6 +28,7 @@ type Labels = &'static [(&'static str, &'static str)];
 const BUCKETS: &[(Family, &[f64])] = &[
     (defs::LOAD_SECONDS, defs::LOAD_BUCKETS),
     (defs::LOAD_WAIT_SECONDS, defs::LOAD_BUCKETS),
+    (defs::UNLOAD_SECONDS, defs::LOAD_BUCKETS),
     (defs::LOAD_PHASE_SECONDS, defs::LOAD_BUCKETS),
     (defs::ROOM_WAIT_SECONDS, defs::LOAD_BUCKETS),
     (defs::EVICTION_AGE_SECONDS, defs::AGE_BUCKETS),
@@ -84,6 +94,33 @@ pub struct ServerMetrics {
     pub loads_waiting: Gauge,
     /// Bytes fetched from the repository.
     pub fetched_bytes: Counter,
+    /// Seconds an unload took.
+    pub unload_seconds: Histogram,
+    /// The same and more for CloudWatch, where it is told.
+    pub observations: Arc<Observations>,
+    /// Requests that wait for a load, and for how long.
+    pub load_waits: Arc<WaitClock>,
+    hits: Arc<Counted>,
+    misses: Arc<Counted>,
+    busiest: Mutex<Busiest>,
+    /// Of what models leave for want of room: the devices, the disk.
+    churn: [Mutex<Churn>; 2],
+}
+
+/// The tiers that models are evicted from, in the order of the churn ages.
+pub const CHURNING: [&str; 2] = ["device", "disk"];
+
+/// How many models have series of their own where nothing else is said.
+pub const MOST_MODELS: usize = 100;
+
+/// Which models are on the page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Detail {
+    /// The busiest, and the others together.
+    #[default]
+    Busiest,
+    /// Each of those that are given.
+    Each,
 }
 
 impl ServerMetrics {
@@ -92,6 +129,14 @@ impl ServerMetrics {
     /// # Errors
     /// `Internal` if the exporter refuses our buckets.
     pub fn new() -> Result<Self> {
+        Self::for_most(MOST_MODELS)
+    }
+
+    /// The same with series for the `most` busiest models.
+    ///
+    /// # Errors
+    /// `Internal` if the exporter refuses our buckets.
+    pub fn for_most(most: usize) -> Result<Self> {
         let mut builder = PrometheusBuilder::new();
         for (family, edges) in BUCKETS {
             builder = builder
@@ -128,6 +173,10 @@ impl ServerMetrics {
             }
         }
         let handle = recorder.handle();
+        let observations = Arc::new(Observations::default());
+        let observed = |family: Family, metric| Tee::over(histogram(family, &[]), metric, &observations);
+        let (lookups_hit, hits) = Counted::over(counter(defs::LOOKUPS, &[("outcome", "hit")]));
+        let (lookups_miss, misses) = Counted::over(counter(defs::LOOKUPS, &[("outcome", "miss")]));
         Ok(Self {
             loads_ok: counter(defs::LOADS, &[("outcome", "ok")]),
             loads_failed: counter(defs::LOADS, &[("outcome", "failed")]),
@@ -135,10 +184,17 @@ impl ServerMetrics {
             loads_cancelled: counter(defs::LOADS, &[("outcome", "cancelled")]),
             unloads: counter(defs::UNLOADS, &[]),
             load_seconds: histogram(defs::LOAD_SECONDS, &[]),
-            load_wait_seconds: histogram(defs::LOAD_WAIT_SECONDS, &[]),
+            load_wait_seconds: observed(defs::LOAD_WAIT_SECONDS, Observed::ModelLoadingWaitTime),
+            unload_seconds: observed(defs::UNLOAD_SECONDS, Observed::ModelUnloadingTime),
             resident: gauge(defs::RESIDENT_MODELS),
-            lookups_hit: counter(defs::LOOKUPS, &[("outcome", "hit")]),
-            lookups_miss: counter(defs::LOOKUPS, &[("outcome", "miss")]),
+            lookups_hit,
+            lookups_miss,
+            hits,
+            misses,
+            observations: Arc::clone(&observations),
+            load_waits: Arc::default(),
+            busiest: Mutex::new(Busiest::new(most)),
+            churn: Default::default(),
             room_wait_seconds: histogram(defs::ROOM_WAIT_SECONDS, &[]),
             loads_waiting: gauge(defs::LOADS_WAITING),
             fetched_bytes: counter(defs::FETCHED_BYTES, &[]),
@@ -155,6 +211,12 @@ impl ServerMetrics {
     /// Records how long a part of a load took: `resolve`, `fetch`, `wait`, `initialise` or `warm_up`.
     pub fn load_phase(&self, phase: &'static str, took: Duration) {
         self.observe(defs::LOAD_PHASE_SECONDS, &[("phase", phase)], took);
+        match phase {
+            // None where the files were here.
+            "fetch" if !took.is_zero() => self.observations.observe_time(Observed::ModelDownloadingTime, took),
+            "initialise" => self.observations.observe_time(Observed::ModelLoadingTime, took),
+            _ => {}
+        }
     }
 
     /// Counts a fetch by how it ended: `ok`, `failed` or `cancelled`.
@@ -167,6 +229,23 @@ impl ServerMetrics {
     pub fn evicted(&self, tier: &'static str, reason: &'static str, age: Duration) {
         self.count(defs::EVICTIONS, &[("tier", tier), ("reason", reason)]);
         self.observe(defs::EVICTION_AGE_SECONDS, &[("tier", tier)], age);
+        if reason == "room"
+            && let Some((_, churn)) = CHURNING.iter().zip(&self.churn).find(|(name, _)| **name == tier)
+        {
+            churn.lock().left(Instant::now(), age);
+        }
+    }
+
+    /// How old what left lately for want of room was, in seconds, for each of [`CHURNING`]; `None` where nothing did.
+    #[must_use]
+    pub fn churn_ages(&self, now: Instant) -> [Option<f64>; 2] {
+        self.churn.each_ref().map(|churn| churn.lock().age(now))
+    }
+
+    /// Requests whose model was in memory, and those whose model had to be loaded.
+    #[must_use]
+    pub fn lookups(&self) -> (u64, u64) {
+        (self.hits.total(), self.misses.total())
     }
 
     /// Counts an eviction from `tier` of another model than the least recently used one.
@@ -204,12 +283,20 @@ impl ServerMetrics {
         self.recorder.register_counter(&Key::from_parts(family.name, labels), &METADATA).absolute(total);
     }
 
-    /// The page: per-model families of `models`, then the server-wide ones.
+    /// The page: per-model families of `models`, then `more`, then the server-wide ones.
     #[must_use]
-    pub fn render(&self, models: &[ModelSeries<'_>]) -> String {
+    pub fn render(&self, models: &[ModelSeries<'_>], detail: Detail, more: &[Sample]) -> String {
         self.handle.run_upkeep();
-        let mut page = String::with_capacity(16_384 + models.len() * 1536);
-        render_models(&mut page, models);
+        let mut page = String::with_capacity(16_384 + models.len().min(1024) * 1536);
+        match detail {
+            Detail::Each => render_models(&mut page, models, &[], None),
+            Detail::Busiest => {
+                let candidates: Vec<_> = models.iter().map(ModelSeries::candidate).collect();
+                let (shown, rest) = self.busiest.lock().select(Instant::now(), &candidates);
+                render_models(&mut page, models, &shown, rest);
+            }
+        }
+        render_samples(&mut page, more);
         page.push_str(&self.handle.render());
         page
     }
@@ -221,126 +308,4 @@ fn key(family: Family, labels: &[(&'static str, &'static str)]) -> Key {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::metrics::statistics::ModelStatistics;
-
-    #[test]
-    fn a_page_has_each_family_once_and_a_series_a_model() {
-        let metrics = ServerMetrics::new().unwrap();
-        let statistics = ModelStatistics::default();
-        let one = |model| ModelSeries {
-            model,
-            version: 1,
-            statistics: &statistics,
-            pending: 0,
-            load_seconds: 0.5,
-            cached: model == "a",
-        };
-        let page = metrics.render(&[one("a"), one("b\"c")]);
-        assert_eq!(page.matches("# TYPE nv_inference_request_success counter").count(), 1);
-        assert!(page.contains("nv_inference_request_success{model=\"a\",version=\"1\"} 0\n"), "{page}");
-        assert!(page.contains("model=\"b\\\"c\""), "{page}");
-        assert!(page.contains("nv_model_load_duration_secs{model=\"a\",version=\"1\"} 0.5\n"), "{page}");
-        assert!(page.contains("roundhouse_model_loads_total{outcome=\"ok\"} 0"), "{page}");
-        assert_eq!(page.matches("nv_cache_num_hits_per_model{").count(), 1, "b keeps no answers");
-    }
-
-    #[test]
-    fn series_end_with_their_model() {
-        let metrics = ServerMetrics::new().unwrap();
-        assert!(!metrics.render(&[]).contains("nv_inference"));
-    }
-
-    #[test]
-    fn server_wide_series_are_on_the_page() {
-        let metrics = ServerMetrics::new().unwrap();
-        metrics.loads_ok.increment(1);
-        metrics.load_seconds.record(0.02);
-        metrics.set(defs::CPU_MEMORY_TOTAL, 42.0);
-        let page = metrics.render(&[]);
-        assert!(page.contains("roundhouse_model_loads_total{outcome=\"ok\"} 1"), "{page}");
-        assert!(page.contains("roundhouse_model_load_seconds_bucket{le=\"0.025\"} 1"), "{page}");
-        assert!(page.contains("nv_cpu_memory_total_bytes 42"), "{page}");
-    }
-
-    #[test]
-    fn what_has_not_happened_yet_is_on_the_page_as_zero() {
-        let page = ServerMetrics::new().unwrap().render(&[]);
-        for (family, labels) in FROM_THE_START {
-            let labels: Vec<_> = labels.iter().map(|(name, word)| format!("{name}=\"{word}\"")).collect();
-            let suffix = if family.kind == Kind::Histogram { "_count" } else { "" };
-            let line = format!("{}{suffix}{{{}}} 0\n", family.name, labels.join(","));
-            assert!(page.contains(&line), "{line} is not in {page}");
-        }
-        for line in ["roundhouse_loads_waiting 0\n", "roundhouse_model_lookups_total{outcome=\"miss\"} 0\n"] {
-            assert!(page.contains(line), "{line} is not in {page}");
-        }
-    }
-
-    #[test]
-    fn each_eviction_is_counted_with_its_age() {
-        let metrics = ServerMetrics::new().unwrap();
-        metrics.evicted("device", "room", Duration::from_secs(50));
-        metrics.evicted("device", "unload", Duration::from_secs(700_000));
-        metrics.evicted_unlike_lru("device");
-        let page = metrics.render(&[]);
-        for line in [
-            "roundhouse_evictions_total{tier=\"device\",reason=\"room\"} 1\n",
-            "roundhouse_evictions_total{tier=\"disk\",reason=\"room\"} 0\n",
-            "roundhouse_eviction_age_seconds_bucket{tier=\"device\",le=\"10\"} 0\n",
-            "roundhouse_eviction_age_seconds_bucket{tier=\"device\",le=\"60\"} 1\n",
-            "roundhouse_eviction_age_seconds_bucket{tier=\"device\",le=\"604800\"} 1\n",
-            "roundhouse_eviction_age_seconds_count{tier=\"device\"} 2\n",
-            "roundhouse_evictions_unlike_lru_total{tier=\"device\"} 1\n",
-        ] {
-            assert!(page.contains(line), "{line} is not in {page}");
-        }
-    }
-
-    #[test]
-    fn loads_are_counted_by_their_source_and_their_phases_timed() {
-        let metrics = ServerMetrics::new().unwrap();
-        metrics.loaded_from("remote");
-        metrics.load_phase("fetch", Duration::from_millis(1_500));
-        metrics.fetch_ended("cancelled");
-        metrics.fetched_bytes.increment(7);
-        let page = metrics.render(&[]);
-        for line in [
-            "roundhouse_model_loads_by_source_total{source=\"remote\"} 1\n",
-            "roundhouse_load_phase_seconds_sum{phase=\"fetch\"} 1.5\n",
-            "roundhouse_load_phase_seconds_count{phase=\"wait\"} 0\n",
-            "roundhouse_fetches_total{outcome=\"cancelled\"} 1\n",
-            "roundhouse_fetched_bytes_total 7\n",
-        ] {
-            assert!(page.contains(line), "{line} is not in {page}");
-        }
-    }
-
-    #[test]
-    fn a_gauge_has_a_series_for_each_of_its_labels() {
-        let metrics = ServerMetrics::new().unwrap();
-        let on = |device: &str| [("tier", "device".to_owned()), ("device", device.to_owned())];
-        metrics.set_labelled(defs::TIER_BOOKED, &on("cpu"), 5.0);
-        metrics.set_labelled(defs::TIER_BOOKED, &on("gpu:0"), 6.0);
-        metrics.set_labelled(defs::TIER_BOOKED, &on("gpu:0"), 7.0);
-        metrics.set_labelled(defs::GPU_MEMORY_USED, &[("gpu_uuid", "GPU-1".to_owned())], 8.0);
-        let page = metrics.render(&[]);
-        for line in [
-            "roundhouse_tier_booked_bytes{tier=\"device\",device=\"cpu\"} 5\n",
-            "roundhouse_tier_booked_bytes{tier=\"device\",device=\"gpu:0\"} 7\n",
-            "nv_gpu_memory_used_bytes{gpu_uuid=\"GPU-1\"} 8\n",
-            "# TYPE roundhouse_tier_booked_bytes gauge\n",
-        ] {
-            assert!(page.contains(line), "{line} is not in {page}");
-        }
-    }
-
-    #[test]
-    fn every_label_that_is_there_from_the_start_is_one_of_its_family() {
-        for (family, labels) in FROM_THE_START {
-            let names: Vec<_> = labels.iter().map(|(name, _)| *name).collect();
-            assert_eq!(names, family.labels, "{}", family.name);
-        }
-    }
-}
+mod tests;

@@ -16,6 +16,7 @@ use super::turns::{Next, Resources, Share, Turns};
 use crate::device::priority::hasten_this_thread;
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
+use crate::metrics::meter::DeviceMeter;
 
 /// Work for a device: a queue, and which of its groups of instances is to take it.
 type Entry = (Arc<ModelQueue>, usize);
@@ -43,6 +44,7 @@ struct Shared {
     ended: Condvar,
     /// Places on the short way, where a quick model is run by the thread that decoded the request.
     short_ways: Semaphore,
+    meter: Arc<DeviceMeter>,
 }
 
 /// A device's threads; dropping it stops them after the turns they are in.
@@ -76,6 +78,7 @@ impl Executor {
             work: Condvar::new(),
             ended: Condvar::new(),
             short_ways: Semaphore::new(short_ways.min(Semaphore::MAX_PERMITS)),
+            meter: Arc::default(),
         });
         let executor = Self { shared };
         for _ in 0..threads {
@@ -103,10 +106,30 @@ impl Drop for Executor {
     }
 }
 
+/// A place on the short way; the time that it is held is time of the device.
+pub(super) struct ShortWay<'a> {
+    _permit: SemaphorePermit<'a>,
+    meter: &'a DeviceMeter,
+    began: Instant,
+}
+
+impl Drop for ShortWay<'_> {
+    fn drop(&mut self) {
+        self.meter.busy.add(self.began.elapsed());
+    }
+}
+
 impl ExecutorHandle {
     /// A place on the short way, if one is free.
-    pub(super) fn short_way(&self) -> Option<SemaphorePermit<'_>> {
-        self.0.short_ways.try_acquire().ok()
+    pub(super) fn short_way(&self) -> Option<ShortWay<'_>> {
+        let permit = self.0.short_ways.try_acquire().ok()?;
+        Some(ShortWay { _permit: permit, meter: &self.0.meter, began: Instant::now() })
+    }
+
+    /// What the device has done.
+    #[must_use]
+    pub fn meter(&self) -> Arc<DeviceMeter> {
+        Arc::clone(&self.0.meter)
     }
 
     /// Puts a queue with work into the line, for its group of instances `group`.
@@ -230,6 +253,7 @@ fn take_turns(shared: &Arc<Shared>) {
         let again = queue.turn(group, turn);
         // What took nobody's turn costs none.
         let ran = if replaced { Duration::ZERO } else { start.elapsed() };
+        shared.meter.busy.add(ran);
         after = Some(Ended { queue, group, share, ran, again, replaced });
     }
 }

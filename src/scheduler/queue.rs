@@ -85,7 +85,8 @@ impl ModelQueue {
         let batcher = Some(Batcher::new(rules.clone()));
         let needs_nothing = members.iter().all(|member| member.share.needs_nothing());
         let waits = !rules.delay.is_zero() || budget.is_some();
-        let runner = Runner::new(layout, statistics);
+        let meter = members.first().map(|member| member.executor.meter()).unwrap_or_default();
+        let runner = Runner::new(layout, statistics, meter);
         let (runner, sequences) = match sequences {
             None => (runner, None),
             Some(sequencing) => {
@@ -124,6 +125,17 @@ impl ModelQueue {
             Some(sequences) => sequences.pending(),
             None => self.state.lock().batcher.as_ref().map_or(0, Batcher::len),
         }
+    }
+
+    /// Requests that wait for an instance or a thread. What waits for company while an instance is idle is not among them.
+    #[must_use]
+    pub fn held_up(&self) -> usize {
+        if let Some(sequences) = &self.sequences {
+            return sequences.pending();
+        }
+        let state = self.state.lock();
+        let waits_for_company = state.groups.iter().any(|group| group.idle.len() > group.asked);
+        state.batcher.as_ref().filter(|_| !waits_for_company).map_or(0, Batcher::len)
     }
 
     /// Sequences that hold a slot of an instance, and those that wait for one.

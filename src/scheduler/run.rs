@@ -13,6 +13,7 @@ use super::work::Work;
 use crate::backend::{Batch, Execution, ModelInstance, Streamed};
 use crate::error::{Error, Result};
 use crate::inference::{NamedTensor, NamedTensors};
+use crate::metrics::meter::DeviceMeter;
 use crate::metrics::statistics::{ExecutionTimes, FailureReason, ModelStatistics};
 
 type Instance = Box<dyn ModelInstance>;
@@ -24,6 +25,8 @@ type Replace<'a> = &'a dyn Fn(Instance) -> Result<Instance>;
 pub(super) struct Runner {
     layout: Layout,
     statistics: Arc<ModelStatistics>,
+    /// Counts for the device that the model is at home on.
+    meter: Arc<DeviceMeter>,
     promptness: Promptness,
     /// Whether the requests of a batch that failed are run one by one.
     tries_again: bool,
@@ -39,8 +42,8 @@ struct Ran {
 }
 
 impl Runner {
-    pub(super) fn new(layout: Layout, statistics: Arc<ModelStatistics>) -> Self {
-        Self { layout, statistics, promptness: Promptness::default(), tries_again: true }
+    pub(super) fn new(layout: Layout, statistics: Arc<ModelStatistics>, meter: Arc<DeviceMeter>) -> Self {
+        Self { layout, statistics, meter, promptness: Promptness::default(), tries_again: true }
     }
 
     /// The same for a model that remembers: what a batch that failed has done to it, one more run would do again.
@@ -221,6 +224,7 @@ impl Runner {
         let end = Instant::now();
         let panicked = executed.is_err();
         let mut times = None;
+        self.meter.executed(tensors.requests);
         let (instance, result) = match executed {
             Ok(Ok(Execution { outputs, compute_start, compute_end })) => {
                 let these = ExecutionTimes { start, compute_start, compute_end, end };
@@ -240,7 +244,9 @@ impl Runner {
     /// Counts a request that was answered.
     fn record_success(&self, work: &Work, queued: Instant, start: Instant, end: Instant) {
         let total = end.saturating_duration_since(work.arrived);
-        self.statistics.record_success(total, start.saturating_duration_since(queued));
+        let queued = start.saturating_duration_since(queued);
+        self.statistics.record_success(total, queued);
+        self.meter.queued.add(queued);
     }
 
     fn record_failure(&self, work: &Work, end: Instant) {

@@ -43,7 +43,7 @@ mod tests {
             health: GpuHealth::Sick { reason: "on purpose".to_owned() },
         };
         set(&metrics, "GPU-1".to_owned(), &reading);
-        let page = metrics.render(&[]);
+        let page = metrics.render(&[], Detail::Each, &[]);
         for line in [
             "nv_gpu_utilization{gpu_uuid=\"GPU-1\"} 0.25\n",
             "nv_gpu_power_usage{gpu_uuid=\"GPU-1\"} 71.5\n",

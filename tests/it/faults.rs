@@ -13,7 +13,7 @@ use roundhouse::inference::{Deadline, DeviceId};
 use roundhouse::lifecycle::files::Files;
 use roundhouse::lifecycle::loader::{DevicePlace, Loader};
 use roundhouse::lifecycle::{ManagerOptions, ModelManager};
-use roundhouse::metrics::prometheus::ServerMetrics;
+use roundhouse::metrics::prometheus::{Detail, ServerMetrics};
 use roundhouse::model_config::UnknownFields;
 use roundhouse::repository::faulty::{Fault, Faulty};
 use roundhouse::repository::local::Local;
@@ -63,7 +63,7 @@ impl Scripted {
     }
 
     fn cancelled(&self) -> bool {
-        self.metrics.render(&[]).contains("roundhouse_model_loads_total{outcome=\"cancelled\"} 1")
+        self.metrics.render(&[], Detail::Busiest, &[]).contains("roundhouse_model_loads_total{outcome=\"cancelled\"} 1")
     }
 
     async fn finish(self) {

@@ -1,6 +1,10 @@
 //! What is counted: the statistics extension and the metrics page after requests that are known.
 
+use std::time::{Duration, Instant};
+
 use roundhouse::backend::gated::{Fault, Step};
+use roundhouse::config::DeviceChoice;
+use roundhouse::config::amount::{Amount, MemoryLimit};
 use roundhouse::error::{Error, ErrorKind};
 use serde_json::json;
 
@@ -160,5 +164,80 @@ async fn counts_are_exact_under_load() {
     assert_eq!(server.metric(&series("nv_inference_exec_count", "")), Some(1800.0));
     assert_eq!(failures(&server), [Some(0.0), Some(0.0), Some(0.0), Some(200.0)]);
     assert_eq!(server.gated.counts("a").executions_ended, 1800);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn all_but_the_busiest_models_share_a_series_unless_they_are_asked_for() {
+    let repository = Repository::gated(&["a", "b", "team/c d"]);
+    let server = TestServer::start_with(repository, |config| config.metrics.models = 1).await;
+    for name in ["a", "a", "a", "b", "team%2Fc%20d"] {
+        server.ask(&infer(name, 1)).await.expect(200);
+    }
+    let mut metrics = Client::connect(server.addresses.metrics).await;
+    let page = metrics.ask(&get("/metrics")).await.expect(200).text().to_owned();
+    assert!(page.contains("nv_inference_request_success{model=\"a\",version=\"1\"} 3\n"), "{page}");
+    assert!(page.contains("nv_inference_request_success{model=\"*\",version=\"\"} 2\n"), "{page}");
+    assert!(!page.contains("model=\"b\""), "{page}");
+    let page = metrics.ask(&get("/metrics?models=all")).await.expect(200).text().to_owned();
+    assert!(page.contains("nv_inference_request_success{model=\"b\",version=\"1\"} 1\n"), "{page}");
+    assert!(!page.contains("model=\"*\""), "{page}");
+    let page = metrics.ask(&get("/metrics?model=team%2Fc+d")).await.expect(200).text().to_owned();
+    assert!(page.contains("{model=\"team/c d\",version=\"1\"} 1\n") && !page.contains("model=\"a\""), "{page}");
+    let refused = metrics.ask(&get("/metrics?models=few")).await.expect(400);
+    assert!(refused.error().contains("models=all"), "{}", refused.error());
+    server.finish().await;
+}
+
+/// The pressure of a minute that ends some minutes from now, with everything as it is.
+fn pressure_in(server: &TestServer, minutes: u64) -> f64 {
+    server.inner.take_reading(Instant::now() + Duration::from_secs(60 * minutes));
+    server.metric("roundhouse_scale_pressure").unwrap()
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_a_load_or_a_turn_press_and_full_memory_does_not() {
+    let repository = Repository::empty().sized(&[("a", 100), ("b", 100)]).with("slow", "gated", ONE_INSTANCE).with(
+        "cold",
+        "gated",
+        ONE_INSTANCE,
+    );
+    let full = MemoryLimit { device: DeviceChoice::Cpu, amount: Amount::Bytes(457 << 10) };
+    let server = TestServer::start_with(repository, |config| config.cache.memory_limits = vec![full]).await;
+    for name in ["a", "b", "slow"] {
+        server.ask(&infer(name, 1)).await.expect(200);
+    }
+    // The first ends what was waited for so far.
+    let _loads = pressure_in(&server, 1);
+    assert_eq!(pressure_in(&server, 2), 0.0, "memory is full, and nobody waits");
+
+    server.gated.close("slow", Step::Execute);
+    let mut running = server.send(&infer("slow", 1)).await;
+    server.until("slow", |counts| counts.executions_begun == 2).await;
+    assert_eq!(server.metric("roundhouse_requests_waiting{for=\"turn\"}"), Some(0.0), "it runs");
+    let mut waiting = server.send(&infer("slow", 1)).await;
+    let turn = "roundhouse_requests_waiting{for=\"turn\"}";
+    eventually("one waits for its turn", || server.metric(turn) == Some(1.0)).await;
+    eventually("that presses", || pressure_in(&server, 3) > 0.0).await;
+    server.gated.open("slow", Step::Execute);
+    running.receive().await.expect(200);
+    waiting.receive().await.expect(200);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn who_waits_for_a_load_is_seen_while_it_waits() {
+    let server = TestServer::start(Repository::gated(&["cold"])).await;
+    server.gated.close("cold", Step::Load);
+    let mut first = server.send(&infer("cold", 1)).await;
+    let mut second = server.send(&infer("cold", 1)).await;
+    let load = "roundhouse_requests_waiting{for=\"load\"}";
+    eventually("both wait", || server.metric(load) == Some(2.0)).await;
+    eventually("that presses", || pressure_in(&server, 1) > 0.4).await;
+    assert!(server.metric("roundhouse_load_waited_seconds_total").unwrap() > 0.0);
+    server.gated.open("cold", Step::Load);
+    first.receive().await.expect(200);
+    second.receive().await.expect(200);
+    assert_eq!(server.metric(load), Some(0.0));
     server.finish().await;
 }

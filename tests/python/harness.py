@@ -72,10 +72,10 @@ class Server:
 
 
 @contextlib.contextmanager
-def running_server(repository, folder, *arguments, environment=None):
+def running_server(repository, folder, *arguments, environment=None, port=0):
     """A server over `repository`, or over none; at the end SIGTERM must bring exit code 0, and no thread may have panicked."""
     port_file, log = folder / "ports.json", folder / "server.log"
-    command = [binary(), "serve", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    command = [binary(), "serve", "--http-port", str(port), "--grpc-port", "0", "--metrics-port", "0"]
     if repository is not None:
         command += ["--model-repository", repository]
     with log.open("wb") as output:

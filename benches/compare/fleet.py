@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+"""Three instances behind a proxy, and what it costs to be watched.
+
+usage: fleet.py [haproxy] [envoy] [page] [--secs N] [--quick] [--roundhouse PATH] [--out run.jsonl]
+
+haproxy   300 models asked for by Zipf's law (1.0), three instances with memory for a tenth of them each: the part of the
+envoy     requests whose model was not in memory, and p50 and p99, behind the hash of docker/ and behind the same proxy
+          with round robin; every answer is checked
+page      the page of metrics with 1,000 models in memory: its size, how long it takes, and the processor that a scrape
+          a second takes
+
+Standard library only; haproxy and Envoy as tests/python/proxies.py finds them. See README.md. The exit status is 1 where a
+target is missed.
+"""
+
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+
+import harness
+import made
+from cache import IDENTITY, MIB, Client, infer, residency, run, server_of
+from harness import Died
+
+sys.path.append(os.path.join(harness.ROOT, "tests", "python"))
+import proxies  # noqa: E402
+
+PARTS = ("haproxy", "envoy", "page")
+
+
+def share(sorted_values, part):
+    return sorted_values[min(len(sorted_values) - 1, int(len(sorted_values) * part))]
+
+
+# ---- Behind a proxy --------------------------------------------------------------------------------------------------
+
+
+def lookup(number, index):
+    text = '{"inputs":[{"name":"index","shape":[1],"datatype":"INT64","data":[%d]}]}' % index
+    return f"/v2/models/m{number:03}/infer", text.encode(), made.lookup_value(number, index)
+
+
+def zipf(count, exponent, seed):
+    """An endless draw of models, the first the most likely; who is which is chance of its own."""
+    draw, order = random.Random(seed), list(range(count))
+    random.Random(0).shuffle(order)
+    weights = [1 / (rank + 1) ** exponent for rank in range(count)]
+    while True:
+        yield from draw.choices(order, weights, k=1000)
+
+
+class User(threading.Thread):
+    """One connection that asks for one model after the other."""
+
+    def __init__(self, port, count, seed, requests):
+        super().__init__(daemon=True)
+        self.port, self.requests = port, requests
+        self.models, self.draw = zipf(count, 1.0, seed), random.Random(seed)
+        self.took, self.cold, self.failed = [], 0, []
+
+    def run(self):
+        client = Client(self.port)
+        for _ in range(self.requests):
+            path, body, expected = lookup(next(self.models), self.draw.randrange(1024))
+            begin = time.perf_counter()
+            try:
+                status, answer = client.call("POST", path, body)
+            except (Died, OSError) as why:
+                client.close()
+                self.failed.append(str(why))
+                continue
+            self.took.append((time.perf_counter() - begin) * 1e3)
+            if status != 200 or abs(json.loads(answer)["outputs"][0]["data"][0] - expected) > 1e-3:
+                self.failed.append(f"{path}: {status} {answer[:200]!r}")
+            self.cold += b"x-model-state: device" not in client.head.lower()
+        client.close()
+
+
+def users(port, count, number, requests, seed):
+    """The part of cold requests, the latencies in ms, and what failed."""
+    crowd = [User(port, count, seed * 1000 + user, requests) for user in range(number)]
+    for user in crowd:
+        user.start()
+    for user in crowd:
+        user.join()
+    took = sorted(ms for user in crowd for ms in user.took)
+    return sum(user.cold for user in crowd) / max(1, len(took)), took, [text for user in crowd for text in user.failed]
+
+
+def behind(kind, options, folder):
+    count, number, requests = (60, 4, 150) if options.quick else (300, 6, 1500)
+    repository = os.path.join(folder, "models")
+    for model in range(count):
+        made.put(f"{repository}/m{model:03}/1/model.onnx", made.lookup(model, MIB // 4))
+    # Room for a tenth by what one is measured to take, and for the estimate of a load under way.
+    probe = server_of(options, repository, folder)
+    probe.start()
+    try:
+        infer(Client(probe.port), "m000", lookup(0, 0)[1])
+        booked = next(row["device_bytes"] for row in residency(probe.port)[0] if row["loads"])
+    finally:
+        probe.stop()
+    memory = booked * count // 10 + 2 * MIB
+    yield "models, requests, a model's bytes", f"{count}, {number * requests}, {booked}", None, None
+    # With the most asked for models in memory and nobody else: what no routing and no eviction can better.
+    weights = [1 / (rank + 1) for rank in range(count)]
+    best = {fits: 1 - sum(weights[:fits]) / sum(weights) for fits in (count // 10, 3 * count // 10)}
+    yield "the least cold share, of one memory, of three that hold different models", ", ".join(f"{part:.3f}" for part in best.values()), None, None
+    found = {}
+    for way in ("round robin", "hash"):
+        servers = [server_of(options, repository, folder, "--memory-limit", f"cpu={memory}", "--min-residency-ms", "0") for _ in range(3)]
+        try:
+            for server in servers:
+                server.start()
+            with proxy_of(kind, way)([server.port for server in servers], tempfile.mkdtemp(dir=folder)) as proxy:
+                # The first fills memory.
+                users(proxy.port, count, number, requests, 1)
+                found[way] = users(proxy.port, count, number, requests, 2)
+                held = [len([row for row in residency(server.port)[0] if row["tier"] == "device"]) for server in servers]
+        except proxies.Missing as missing:
+            raise Died(str(missing)) from None
+        finally:
+            for server in servers:
+                server.stop()
+        cold, took, failed = found[way]
+        for text in failed[:5]:
+            print(text, file=sys.stderr)
+        yield f"{way}: cold share", cold, None, None
+        yield f"{way}: p50, p99, ms", f"{share(took, 0.5):.1f}, {share(took, 0.99):.1f}", None, None
+        yield f"{way}: models in memory at the end", ", ".join(map(str, held)), None, None
+        yield f"{way}: failed", len(failed), 0, "<="
+    yield "cold share of the hash over that of round robin", found["hash"][0] / found["round robin"][0], 0.3, "<="
+
+
+def proxy_of(kind, way):
+    """The proxy with the configuration of docker/, or with nothing changed in it but the algorithm."""
+    if way == "hash":
+        return kind
+
+    class RoundRobin(kind):
+        def place(self, text):
+            text = text.replace("balance hash var(txn.model)", "balance roundrobin")
+            text = text.replace("lb_policy: RING_HASH", "lb_policy: ROUND_ROBIN")
+            return super().place("\n".join(line for line in text.splitlines() if not line.lstrip().startswith(HASHES)) + "\n")
+
+    return RoundRobin
+
+
+# Lines that go with the hash alone.
+HASHES = ("hash-type", "hash-balance-factor", "ring_hash_lb_config", "consistent_hashing_lb_config")
+
+
+def haproxy(options, folder):
+    yield from behind(proxies.HAProxy, options, folder)
+
+
+def envoy(options, folder):
+    yield from behind(proxies.Envoy, options, folder)
+
+
+# ---- The page --------------------------------------------------------------------------------------------------------
+
+
+def page(options, folder):
+    count = 100 if options.quick else 1000
+    repository = os.path.join(folder, "models")
+    names = [f"team/resnet50-v1-{number:04}" for number in range(count)]
+    for name in names:
+        harness.add_identity(repository, name)
+    server = server_of(options, repository, folder, "--memory-limit", "cpu=1GiB")
+    server.start()
+    try:
+        client, metrics = Client(server.port), Client(server.metrics_port)
+        for name in names:
+            infer(client, name.replace("/", "%2F"), IDENTITY)
+
+        def scrape(path="/metrics"):
+            begin = time.perf_counter()
+            status, body = metrics.call("GET", path)
+            if status != 200:
+                raise Died(f"{path}: {status}")
+            return (time.perf_counter() - begin) * 1e3, len(body)
+
+        scrape()
+        took, sizes = zip(*(scrape() for _ in range(100)))
+        each = scrape("/metrics?models=all")
+        before, begin, rounds = harness.cpu_seconds(server.process.pid), time.perf_counter(), 10 if options.quick else 60
+        for second in range(rounds):
+            scrape()
+            time.sleep(max(0, begin + second + 1 - time.perf_counter()))
+        busy = (harness.cpu_seconds(server.process.pid) - before) / (time.perf_counter() - begin)
+        idle = harness.cpu_seconds(server.process.pid)
+        begin = time.perf_counter()
+        time.sleep(rounds)
+        idle = (harness.cpu_seconds(server.process.pid) - idle) / (time.perf_counter() - begin)
+    finally:
+        server.stop()
+    yield "models in memory", f"{count}", None, None
+    yield "the page, kB", max(sizes) / 1e3, 200, "<="
+    yield "the page: p50, ms", share(sorted(took), 0.5), 10, "<="
+    yield "the page: p99, ms", share(sorted(took), 0.99), None, None
+    yield "each model: ms, kB", f"{each[0]:.1f}, {each[1] / 1e3:.0f}", None, None
+    yield "a scrape a second: % of a core, above none", (busy - idle) * 100, 0.5, "<="
+    yield "without any: % of a core", idle * 100, None, None
+
+
+if __name__ == "__main__":
+    sys.exit(run({part: globals()[part] for part in PARTS}, __doc__))
