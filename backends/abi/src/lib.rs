@@ -35,70 +35,70 @@ pub const ENTRY: &str = "roundhouse_backend";
 /// What a function returns: [`OK`] or a kind of error. Another number than those here is taken for [`FAILED`].
 pub type RoundhouseStatus = i32;
 /// All went well.
-pub const OK: RoundhouseStatus = 0;
+pub const OK: i32 = 0;
 /// A file of the model is missing.
-pub const NOT_FOUND: RoundhouseStatus = 1;
+pub const NOT_FOUND: i32 = 1;
 /// The model, its configuration or the tensors of a request are wrong.
-pub const INVALID_ARGUMENT: RoundhouseStatus = 2;
+pub const INVALID_ARGUMENT: i32 = 2;
 /// The backend cannot do what is asked.
-pub const UNSUPPORTED: RoundhouseStatus = 3;
+pub const UNSUPPORTED: i32 = 3;
 /// The device has no memory for it.
-pub const OUT_OF_DEVICE_MEMORY: RoundhouseStatus = 4;
+pub const OUT_OF_DEVICE_MEMORY: i32 = 4;
 /// What the backend stands on is missing or of a wrong version; the text names the mend.
-pub const NOT_READY: RoundhouseStatus = 5;
+pub const NOT_READY: i32 = 5;
 /// Everything else.
-pub const FAILED: RoundhouseStatus = 6;
+pub const FAILED: i32 = 6;
 
 /// The type of a tensor's elements, which lie in the order of the machine (little-endian).
 pub type RoundhouseDataType = i32;
 /// One byte, 0 or 1.
-pub const BOOL: RoundhouseDataType = 1;
+pub const BOOL: i32 = 1;
 /// Unsigned, one byte.
-pub const UINT8: RoundhouseDataType = 2;
+pub const UINT8: i32 = 2;
 /// Unsigned, two bytes.
-pub const UINT16: RoundhouseDataType = 3;
+pub const UINT16: i32 = 3;
 /// Unsigned, four bytes.
-pub const UINT32: RoundhouseDataType = 4;
+pub const UINT32: i32 = 4;
 /// Unsigned, eight bytes.
-pub const UINT64: RoundhouseDataType = 5;
+pub const UINT64: i32 = 5;
 /// Signed, one byte.
-pub const INT8: RoundhouseDataType = 6;
+pub const INT8: i32 = 6;
 /// Signed, two bytes.
-pub const INT16: RoundhouseDataType = 7;
+pub const INT16: i32 = 7;
 /// Signed, four bytes.
-pub const INT32: RoundhouseDataType = 8;
+pub const INT32: i32 = 8;
 /// Signed, eight bytes.
-pub const INT64: RoundhouseDataType = 9;
+pub const INT64: i32 = 9;
 /// IEEE 754, two bytes.
-pub const FP16: RoundhouseDataType = 10;
+pub const FP16: i32 = 10;
 /// IEEE 754, four bytes.
-pub const FP32: RoundhouseDataType = 11;
+pub const FP32: i32 = 11;
 /// IEEE 754, eight bytes.
-pub const FP64: RoundhouseDataType = 12;
+pub const FP64: i32 = 12;
 /// Strings of bytes, end to end in row-major order: each a length of four bytes, then so many bytes.
-pub const BYTES: RoundhouseDataType = 13;
+pub const BYTES: i32 = 13;
 /// The upper half of an FP32.
-pub const BF16: RoundhouseDataType = 14;
+pub const BF16: i32 = 14;
 
 /// Where a model runs.
 pub type RoundhouseDeviceKind = i32;
 /// The processor, and host memory; the number of the device is 0.
-pub const CPU: RoundhouseDeviceKind = 0;
+pub const CPU: i32 = 0;
 /// A GPU; the number of the device is CUDA's.
-pub const GPU: RoundhouseDeviceKind = 1;
+pub const GPU: i32 = 1;
 
 /// How urgent a line of the log is.
 pub type RoundhouseLogLevel = i32;
 /// Something is broken.
-pub const LOG_ERROR: RoundhouseLogLevel = 1;
+pub const LOG_ERROR: i32 = 1;
 /// Something is odd.
-pub const LOG_WARN: RoundhouseLogLevel = 2;
+pub const LOG_WARN: i32 = 2;
 /// Something happened.
-pub const LOG_INFO: RoundhouseLogLevel = 3;
+pub const LOG_INFO: i32 = 3;
 /// For those who look for a fault.
-pub const LOG_DEBUG: RoundhouseLogLevel = 4;
+pub const LOG_DEBUG: i32 = 4;
 
-/// An input need not be given ([`RoundhouseTensorInfo::flags`]).
+/// An input need not be given (`flags` of [`RoundhouseTensorInfo`]).
 pub const TENSOR_OPTIONAL: u32 = 1;
 /// The model reads or maps its files while it lives ([`RoundhouseModelInfo::flags`]).
 pub const MODEL_KEEPS_FILES: u32 = 1;
@@ -282,16 +282,10 @@ pub struct RoundhouseOutput {
 }
 
 /// A loaded model: the backend's own.
-#[repr(C)]
-pub struct RoundhouseModel {
-    _private: [u8; 0],
-}
+pub enum RoundhouseModel {}
 
 /// Something that can run a model beside others: the backend's own.
-#[repr(C)]
-pub struct RoundhouseInstance {
-    _private: [u8; 0],
-}
+pub enum RoundhouseInstance {}
 
 /// The function that a backend exports. It may be called more than once and returns the same table.
 pub type RoundhouseEntry = unsafe extern "C" fn() -> *const RoundhouseBackend;

@@ -122,6 +122,11 @@ pub trait Output: Send + 'static {
 #[derive(Clone, Copy)]
 pub struct Host(&'static RoundhouseHost);
 
+// SAFETY: it is constant, lives as long as the process, and the server's function may be called from any thread.
+unsafe impl Send for Host {}
+// SAFETY: as above.
+unsafe impl Sync for Host {}
+
 impl Host {
     /// Writes a line to the server's log.
     pub fn log(self, level: RoundhouseLogLevel, text: &str) {
