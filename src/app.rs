@@ -1,5 +1,6 @@
 //! `App`: chooses each body of each trait, once, and runs what it built.
 
+mod backends;
 mod parts;
 mod security;
 
@@ -14,14 +15,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::backends::backends;
 use self::parts::{LoadingRuntime, disk_opener, open_devices, open_pool, open_repository, reporter, resources};
 use self::security::Security;
 use crate::artifact::start_write_back;
-use crate::backend::identity::Identity;
-use crate::backend::onnxruntime::{self, OnnxRuntime};
 use crate::backend::registry::{BackendRegistry, Entry};
-use crate::backend::repeat::Repeat;
-use crate::backend::runtime_paths::onnxruntime_path;
 use crate::cache::response::ResponseCache;
 use crate::config::security::TlsPort;
 use crate::config::{ModelControl, ServerConfig, UnknownConfigFields};
@@ -138,15 +136,7 @@ impl App {
     /// # Errors
     /// `InvalidArgument` for what the configuration asks and this machine does not have.
     pub fn build(config: ServerConfig) -> Result<Self> {
-        let library = config.onnxruntime_library.clone().unwrap_or_else(|| onnxruntime_path(&config.runtime_dir));
-        let backends = BackendRegistry::default()
-            .with(Arc::new(Identity))
-            .with(Arc::new(Repeat))
-            .with_opened(onnxruntime::NAME, OnnxRuntime::open(&library, config.executor_threads))
-            .without(
-                "pytorch",
-                Error::unsupported("this version has no libtorch backend yet: export the model to ONNX"),
-            );
+        let backends = backends(&config);
         Self::build_with(config, backends)
     }
 
@@ -165,6 +155,7 @@ impl App {
         for (name, entry) in backends.iter() {
             match entry {
                 Entry::Available(_) => tracing::info!(backend = name, "backend available"),
+                Entry::Installed(_) => tracing::info!(backend = name, "backend installed: opened by its first model"),
                 Entry::Unavailable(error) => {
                     tracing::warn!(backend = name, reason = %error.report(), "backend unavailable")
                 }

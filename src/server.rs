@@ -272,10 +272,7 @@ impl InferenceServer {
     pub fn backends(&self) -> Vec<BackendStatus> {
         let status = |(name, entry): (&'static str, &Entry)| BackendStatus {
             name,
-            unavailable: match entry {
-                Entry::Available(_) => None,
-                Entry::Unavailable(error) => Some(error.report()),
-            },
+            unavailable: entry.unavailable().map(Error::report),
         };
         self.0.models.loader().backends.iter().map(status).collect()
     }

@@ -90,6 +90,11 @@ const HOMES: [Home; 7] = [
         ],
     },
     Home {
+        what: "the C ABI of plugins",
+        crates: &["libloading", "roundhouse_abi"],
+        places: &[("backend/", "only a backend knows its runtime")],
+    },
+    Home {
         what: "ONNX Runtime",
         crates: &["ort", "ort_sys"],
         places: &[("backend/", "only a backend knows its runtime")],
@@ -97,8 +102,15 @@ const HOMES: [Home; 7] = [
 ];
 
 /// Where `unsafe` may stand, each block with a SAFETY note.
-const UNSAFE: [&str; 6] =
-    ["artifact/", "backend/onnxruntime.rs", "backend/onnxruntime/", "backend/plugin.rs", "device/", "kernels.rs"];
+const UNSAFE: [&str; 7] = [
+    "artifact/",
+    "backend/onnxruntime.rs",
+    "backend/onnxruntime/",
+    "backend/plugin.rs",
+    "backend/plugin/",
+    "device/",
+    "kernels.rs",
+];
 
 const ENVIRONMENT: [&str; 6] = ["remove_var", "set_var", "var", "var_os", "vars", "vars_os"];
 const MOST_LINES: usize = 500;

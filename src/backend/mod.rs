@@ -8,6 +8,7 @@ pub mod conformance;
 pub mod gated;
 pub mod identity;
 pub mod onnxruntime;
+pub mod plugin;
 pub mod registry;
 pub mod repeat;
 pub mod runtime_paths;
@@ -37,6 +38,30 @@ pub struct ModelFiles {
     /// A folder where the backend may keep what it made of the model's files, to load faster the next time: made if it
     /// is not there, deleted with the files. `None` where there is none to write to.
     pub derived: Option<PathBuf>,
+}
+
+impl ModelFiles {
+    /// The file to load: the bare one, else `default_model_filename`, else the backend's `usual` one, in the version's
+    /// folder.
+    ///
+    /// # Errors
+    /// `NotFound` where it is not there.
+    pub fn find(&self, config: &ModelConfig, usual: &str) -> Result<PathBuf> {
+        let file = match &self.model_file {
+            Some(file) => file.clone(),
+            None if config.default_model_filename.is_empty() => self.version_directory.join(usual),
+            None => self.version_directory.join(&config.default_model_filename),
+        };
+        if file.exists() {
+            Ok(file)
+        } else {
+            Err(Error::not_found(format!(
+                "version {} has no file {}: put the model there or name it in default_model_filename",
+                self.version,
+                file.file_name().unwrap_or_default().display()
+            )))
+        }
+    }
 }
 
 /// The memory a loaded model holds on its device, in bytes, as its runtime counts it.

@@ -1,6 +1,6 @@
 //! Which backends there are, and why some cannot be used.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::Backend;
 use crate::error::{Error, ErrorKind, Result};
@@ -11,6 +11,28 @@ pub enum Entry {
     Available(Arc<dyn Backend>),
     /// Known, but its library is missing, too old or broken; the error says which and names the mend.
     Unavailable(Error),
+    /// There, and opened when a model first asks for it: a runtime that nobody uses costs neither time nor memory.
+    Installed(Installed),
+}
+
+type Open = Box<dyn Fn() -> Result<Arc<dyn Backend>> + Send + Sync>;
+
+/// A backend that is opened when it is first asked for.
+pub struct Installed {
+    open: Open,
+    opened: OnceLock<Result<Arc<dyn Backend>>>,
+}
+
+impl Entry {
+    /// Why it cannot be used, as far as it is known.
+    #[must_use]
+    pub fn unavailable(&self) -> Option<&Error> {
+        match self {
+            Self::Available(_) => None,
+            Self::Unavailable(why) => Some(why),
+            Self::Installed(installed) => installed.opened.get().and_then(|opened| opened.as_ref().err()),
+        }
+    }
 }
 
 /// The backends by name. Made once at start.
@@ -43,15 +65,36 @@ impl BackendRegistry {
         self
     }
 
-    /// The backend called `name`.
+    /// Adds a backend that is opened when it is first asked for. The work blocks.
+    #[must_use]
+    pub fn with_installed(
+        mut self,
+        name: &'static str,
+        open: impl Fn() -> Result<Arc<dyn Backend>> + Send + Sync + 'static,
+    ) -> Self {
+        let installed = Installed { open: Box::new(open), opened: OnceLock::new() };
+        self.entries.push((name, Entry::Installed(installed)));
+        self
+    }
+
+    /// Whether there is an entry called `name`.
+    #[must_use]
+    pub fn knows(&self, name: &str) -> bool {
+        self.entries.iter().any(|(known, _)| *known == name)
+    }
+
+    /// The backend called `name`. Blocking where it is opened by this.
     ///
     /// # Errors
     /// The reason why it is unavailable, or `InvalidArgument` for a name nobody knows.
     pub fn get(&self, name: &str) -> Result<&Arc<dyn Backend>> {
+        let unavailable =
+            |why: &Error| why.clone().wrap(format!("the {name} backend is unavailable")).with_retryable(false);
         match self.entries.iter().find(|(known, _)| *known == name) {
             Some((_, Entry::Available(backend))) => Ok(backend),
-            Some((_, Entry::Unavailable(why))) => {
-                Err(why.clone().wrap(format!("the {name} backend is unavailable")).with_retryable(false))
+            Some((_, Entry::Unavailable(why))) => Err(unavailable(why)),
+            Some((_, Entry::Installed(Installed { open, opened }))) => {
+                opened.get_or_init(open).as_ref().map_err(unavailable)
             }
             None => Err(Error::new(
                 ErrorKind::InvalidArgument,
@@ -84,5 +127,25 @@ mod tests {
         assert_eq!(error.report(), "the onnxruntime backend is unavailable: no library: run the install command");
         let error = registry.get("tensorrt").err().unwrap();
         assert!(error.to_string().contains("identity, onnxruntime"), "{error}");
+    }
+
+    #[test]
+    fn an_installed_backend_is_opened_once_and_only_when_it_is_asked_for() {
+        let times = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = Arc::clone(&times);
+        let registry = BackendRegistry::default()
+            .with_installed("identity", move || {
+                counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                Ok(Arc::new(Identity))
+            })
+            .with_installed("broken", || Err(Error::not_ready("its library is torn")));
+        let why = |name| registry.iter().find(|(known, _)| *known == name).unwrap().1.unavailable().map(Error::report);
+        assert_eq!((why("identity"), why("broken")), (None, None));
+        assert_eq!(times.load(std::sync::atomic::Ordering::Relaxed), 0);
+        assert!(registry.get("identity").is_ok() && registry.get("identity").is_ok());
+        assert_eq!(times.load(std::sync::atomic::Ordering::Relaxed), 1);
+        let error = registry.get("broken").err().unwrap();
+        assert_eq!(error.report(), "the broken backend is unavailable: its library is torn");
+        assert_eq!(why("broken").unwrap(), "its library is torn");
     }
 }

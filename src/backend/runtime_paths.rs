@@ -23,6 +23,18 @@ pub fn onnxruntime_path(runtime_dir: &Path) -> PathBuf {
     onnxruntime_folder(runtime_dir).join(ONNXRUNTIME_LIBRARY)
 }
 
+/// The libtorch that the pytorch backend is built for; another one has another C++ interface.
+pub const LIBTORCH_VERSION: &str = "2.11.0";
+
+/// The command that installs it; for messages that name the mend.
+pub const LIBTORCH_INSTALL: &str = "roundhouse runtime install libtorch";
+
+/// The folder of the installed libtorch below the runtime folder: with its `torch/`, and what that needs beside it.
+#[must_use]
+pub fn libtorch_folder(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join(format!("libtorch-{LIBTORCH_VERSION}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

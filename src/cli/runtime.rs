@@ -1,5 +1,6 @@
 //! `roundhouse runtime`: gets a runtime that is loaded at run time through pip, pinned and checked by sha256.
 
+mod extract;
 mod install;
 mod wheel;
 
@@ -7,9 +8,11 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
+
 use self::install::{Outcome, install, state};
-use self::wheel::Wheel;
-use crate::backend::runtime_paths::{ONNXRUNTIME_VERSION, onnxruntime_folder, onnxruntime_path};
+use self::wheel::{Package, packages};
+use crate::backend::runtime_paths::ONNXRUNTIME_LIBRARY;
 use crate::cli::progress::Progress;
 use crate::error::{Error, Result};
 
@@ -67,6 +70,18 @@ pub struct ListArgs {
 pub enum Runtime {
     /// ONNX Runtime for the CPU.
     Onnxruntime,
+    /// libtorch for the CPU, with its headers, for the pytorch backend: half a gigabyte.
+    Libtorch,
+}
+
+impl Runtime {
+    /// What of it is loaded: where it lies in its folder.
+    const fn library(self) -> &'static str {
+        match self {
+            Self::Onnxruntime => ONNXRUNTIME_LIBRARY,
+            Self::Libtorch => "torch/lib/libtorch_cpu.so",
+        }
+    }
 }
 
 /// Runs `roundhouse runtime`. `runtime_dir` is the folder that the configuration names; `--dir` goes before it.
@@ -76,30 +91,33 @@ pub enum Runtime {
 /// folder cannot be written.
 pub fn run(args: &RuntimeArgs, runtime_dir: &Path) -> Result<()> {
     match &args.command {
-        RuntimeCommand::Install(install_args) => match install_args.runtime {
-            Runtime::Onnxruntime => {
-                let runtime_dir = absolute(install_args.dir.as_deref().unwrap_or(runtime_dir))?;
-                let (wheel, progress) = (Wheel::for_this_machine()?, Progress::new());
-                let outcome = install(&runtime_dir, &install_args.python, wheel, &progress)?;
-                drop(progress);
-                let done = if outcome == Outcome::AlreadyThere { "is already installed" } else { "is installed" };
-                let path = onnxruntime_path(&runtime_dir);
-                say(&format!("onnxruntime {ONNXRUNTIME_VERSION} {done}: {}", path.display()));
-                if install_args.dir.is_some() {
-                    say(&format!("to use it: ROUNDHOUSE_RUNTIME_DIR={} roundhouse serve ...", runtime_dir.display()));
-                }
-                Ok(())
+        RuntimeCommand::Install(install_args) => {
+            let runtime = install_args.runtime;
+            let runtime_dir = absolute(install_args.dir.as_deref().unwrap_or(runtime_dir))?;
+            let (package, progress) = (Package::for_this_machine(runtime)?, Progress::new());
+            let outcome = install(&runtime_dir, &install_args.python, package, &progress)?;
+            drop(progress);
+            let done = if outcome == Outcome::AlreadyThere { "is already installed" } else { "is installed" };
+            let path = (package.folder)(&runtime_dir).join(runtime.library());
+            say(&format!("{} {} {done}: {}", package.name, package.version, path.display()));
+            if install_args.dir.is_some() {
+                say(&format!("to use it: ROUNDHOUSE_RUNTIME_DIR={} roundhouse serve ...", runtime_dir.display()));
             }
-        },
+            Ok(())
+        }
         RuntimeCommand::List(list_args) => {
             let runtime_dir = absolute(list_args.dir.as_deref().unwrap_or(runtime_dir))?;
-            let state = match Wheel::for_this_machine() {
-                Ok(wheel) => state(&onnxruntime_folder(&runtime_dir), wheel)?.to_string(),
-                Err(error) => error.report(),
-            };
             say(&format!("{:<13}{:<9}{:<12}PATH", "RUNTIME", "VERSION", "STATE"));
-            let path = onnxruntime_path(&runtime_dir);
-            say(&format!("{:<13}{ONNXRUNTIME_VERSION:<9}{state:<12}{}", "onnxruntime", path.display()));
+            for runtime in Runtime::value_variants() {
+                let Some(package) = packages(*runtime).first() else { continue };
+                let folder = (package.folder)(&runtime_dir);
+                let state = match Package::for_this_machine(*runtime) {
+                    Ok(package) => state(&folder, package)?.to_string(),
+                    Err(error) => error.report(),
+                };
+                let path = folder.join(runtime.library());
+                say(&format!("{:<13}{:<9}{state:<12}{}", package.name, package.version, path.display()));
+            }
             Ok(())
         }
     }

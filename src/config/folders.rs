@@ -29,6 +29,11 @@ pub(super) fn default_cache_dir() -> Result<PathBuf> {
         .ok_or_else(|| Error::invalid("HOME is not set: set it, or name a folder on a fast disk with --cache-dir"))
 }
 
+/// The folder of plugins: `backends` beside this program, whether or not it is there.
+pub(super) fn default_backend_directory() -> Option<PathBuf> {
+    std::env::current_exe().ok()?.parent().map(|folder| folder.join("backends"))
+}
+
 /// The first mount of an NVMe disk, in the form of proc(5), that is writable and no part of the system.
 fn nvme_mount(mounts: &str) -> Option<PathBuf> {
     let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());

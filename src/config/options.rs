@@ -325,6 +325,16 @@ pub struct ServeOptions {
     #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH", help_heading = "Running")]
     pub onnxruntime_library: Option<PathBuf>,
 
+    /// Where backends lie that are libraries of their own: libroundhouse_NAME.so, or the same in a folder NAME.
+    /// [default: backends/ beside this program]
+    #[arg(long, value_name = "DIR", env = "ROUNDHOUSE_BACKEND_DIRECTORY", help_heading = "Running")]
+    pub backend_directory: Option<PathBuf>,
+
+    /// The libtorch that the pytorch backend runs on: the folder of an installed torch 2.11, for the CPU or CUDA, or its lib/.
+    /// [default: what `roundhouse runtime install libtorch` installed]
+    #[arg(long, value_name = "DIR", env = "ROUNDHOUSE_LIBTORCH_DIR", help_heading = "Running")]
+    pub libtorch_dir: Option<PathBuf>,
+
     /// Where runtimes are installed. [default: ~/.cache/roundhouse/runtime]
     #[arg(long, value_name = "DIR", env = "ROUNDHOUSE_RUNTIME_DIR", help_heading = "Running")]
     pub runtime_dir: Option<PathBuf>,

@@ -107,7 +107,7 @@ impl Backend for OnnxRuntime {
         if device != DeviceId::Cpu {
             return Err(Error::unsupported(format!("the onnxruntime backend cannot run on {device} in this version")));
         }
-        let file = model_file(files, config)?;
+        let file = files.find(config, self.default_model_file())?;
         let threads = config.parameters.get(INTRA_OP_THREADS).map(|text| thread_count(text)).transpose()?;
         let source = session::Source {
             environment: self.environment,
@@ -132,24 +132,6 @@ fn thread_count(text: &str) -> Result<Option<NonZeroUsize>> {
         _ => Err(Error::invalid(format!(
             "parameter {INTRA_OP_THREADS} is '{text}', expected a whole number up to {MAX_INTRA_OP_THREADS}"
         ))),
-    }
-}
-
-/// The file to load: the bare one, else `default_model_filename`, else `model.onnx`, in the version's folder.
-fn model_file(files: &ModelFiles, config: &ModelConfig) -> Result<PathBuf> {
-    let file = match &files.model_file {
-        Some(file) => file.clone(),
-        None if config.default_model_filename.is_empty() => files.version_directory.join("model.onnx"),
-        None => files.version_directory.join(&config.default_model_filename),
-    };
-    if file.exists() {
-        Ok(file)
-    } else {
-        Err(Error::not_found(format!(
-            "version {} has no file {}: put the model there or name it in default_model_filename",
-            files.version,
-            file.file_name().unwrap_or_default().display()
-        )))
     }
 }
 

@@ -1,7 +1,11 @@
 //! Installs through a fake Python whose pip copies a wheel made here, or fails as the real one does.
 
 use super::*;
-use crate::cli::runtime::wheel::{PinnedFile, WHEELS};
+use std::io::Write;
+
+use crate::backend::runtime_paths::{ONNXRUNTIME_INSTALL, ONNXRUNTIME_LIBRARY, onnxruntime_folder};
+use crate::cli::runtime::Runtime;
+use crate::cli::runtime::wheel::{PROVIDERS_SHARED, PinnedFile, packages};
 
 const LIBRARY: &[u8] = b"not really a library";
 const SHARED: &[u8] = b"nor this";
@@ -10,27 +14,47 @@ fn sha256(bytes: &[u8]) -> &'static str {
     copy_hashed(bytes, &mut io::sink(), |_| {}).unwrap().leak()
 }
 
+fn package(files: &'static [PinnedFile], trees: &'static [&'static str]) -> Package {
+    let wheel = Wheel { name: "onnxruntime", version: "1.31.1", sha256: sha256(b"wheel"), files, trees, tree_bytes: 0 };
+    Package {
+        name: "onnxruntime",
+        version: "1.31.1",
+        install: ONNXRUNTIME_INSTALL,
+        folder: onnxruntime_folder,
+        arch: "any",
+        python: ["3.12", "cp312"],
+        platforms: &["any"],
+        bytes: 1000,
+        wheels: vec![wheel].leak(),
+    }
+}
+
 /// A folder with a fake Python and a wheel, and the pins that fit them.
 struct Bench {
     folder: tempfile::TempDir,
-    wheel: Wheel,
+    package: Package,
 }
 
 impl Bench {
     /// `members` is what the wheel holds; the pins are those of the true contents.
     fn new(members: &[(&str, &[u8])]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut archive = zip::ZipWriter::new(File::create(folder.path().join("made.whl")).unwrap());
+        let mut archive = zip::ZipWriter::new(File::create(folder.path().join("onnxruntime-made.whl")).unwrap());
         let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
         for (name, bytes) in members {
             archive.start_file(format!("onnxruntime/capi/{name}"), stored).unwrap();
             archive.write_all(bytes).unwrap();
         }
         archive.finish().unwrap();
-        let pin = |name, bytes: &[u8]| PinnedFile { name, bytes: bytes.len() as u64, sha256: sha256(bytes) };
-        let files = [pin(ONNXRUNTIME_LIBRARY, LIBRARY), pin(PROVIDERS_SHARED, SHARED)];
-        let wheel = Wheel { arch: "any", platform: "any", bytes: 1000, sha256: sha256(b"wheel"), files };
-        Self { folder, wheel }
+        let pin = |name: &'static str, bytes: &[u8]| PinnedFile {
+            member: format!("onnxruntime/capi/{name}").leak(),
+            name,
+            bytes: bytes.len() as u64,
+            sha256: sha256(bytes),
+            replaced: None,
+        };
+        let files = vec![pin(ONNXRUNTIME_LIBRARY, LIBRARY), pin(PROVIDERS_SHARED, SHARED)].leak();
+        Self { folder, package: package(files, &[]) }
     }
 
     fn sound() -> Self {
@@ -55,18 +79,18 @@ impl Bench {
     }
 
     fn install(&self, python: &Path) -> Result<Outcome> {
-        install(&self.runtime_dir(), python.as_os_str(), &self.wheel, &Progress::new())
+        install(&self.runtime_dir(), python.as_os_str(), &self.package, &Progress::new())
     }
 
     fn error(&self, body: &str) -> Error {
         let error = self.install(&self.python(body)).unwrap_err();
-        assert_eq!(state(&onnxruntime_folder(&self.runtime_dir()), &self.wheel).unwrap(), State::Absent);
+        assert_eq!(state(&onnxruntime_folder(&self.runtime_dir()), &self.package).unwrap(), State::Absent);
         assert!(!self.runtime_dir().join(".partial-onnxruntime").exists(), "nothing half done stays behind");
         error
     }
 }
 
-const COPY: &str = r#"mkdir "$dest" && cp "$here/made.whl" "$dest/" && echo called >> "$here/calls""#;
+const COPY: &str = r#"mkdir "$dest" && cp "$here/onnxruntime-made.whl" "$dest/" && echo called >> "$here/calls""#;
 
 fn names_in(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> =
@@ -97,9 +121,9 @@ fn a_broken_install_is_seen_and_replaced() {
     let folder = onnxruntime_folder(&bench.runtime_dir());
     for spoil in [|path: &Path| fs::write(path, "short"), |path: &Path| fs::remove_file(path)] {
         spoil(&folder.join(ONNXRUNTIME_LIBRARY)).unwrap();
-        assert_eq!(state(&folder, &bench.wheel).unwrap(), State::Broken(ONNXRUNTIME_LIBRARY));
+        assert_eq!(state(&folder, &bench.package).unwrap(), State::Broken(ONNXRUNTIME_LIBRARY, ONNXRUNTIME_INSTALL));
         assert_eq!(bench.install(&python).unwrap(), Outcome::Installed);
-        assert_eq!(state(&folder, &bench.wheel).unwrap(), State::Installed);
+        assert_eq!(state(&folder, &bench.package).unwrap(), State::Installed);
     }
 }
 
@@ -127,7 +151,7 @@ fn another_library_than_the_pinned_one_is_refused() {
 fn a_wheel_that_cannot_be_read_is_refused() {
     let error = Bench::new(&[(ONNXRUNTIME_LIBRARY, LIBRARY)]).error(COPY);
     assert!(error.report().contains("cannot read the wheel"), "{error:?}");
-    let error = Bench::sound().error(r#"mkdir "$dest" && echo no zip > "$dest/x.whl""#);
+    let error = Bench::sound().error(r#"mkdir "$dest" && echo no zip > "$dest/onnxruntime-x.whl""#);
     assert!(error.report().contains("cannot read the wheel"), "{error:?}");
     let error = Bench::sound().error("true");
     assert!(error.report().contains("left no wheel"), "{error:?}");
@@ -165,16 +189,37 @@ fn a_folder_that_cannot_be_made_is_the_callers_to_mend() {
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     assert!(error.report().contains("choose a folder that can be written with --dir"), "{error:?}");
 
-    let full = disk_error("write", Path::new("x"), &bench.wheel, io::ErrorKind::StorageFull.into());
+    let full = disk_error("write", Path::new("x"), &bench.package, io::ErrorKind::StorageFull.into());
     assert_eq!(full.kind(), ErrorKind::OutOfDisk);
 }
 
 #[test]
+fn folders_are_kept_whole_and_a_text_is_replaced_before_the_file_is_checked() {
+    let file = PinnedFile {
+        member: "onnxruntime/capi/a.so",
+        name: "lib/a.so",
+        bytes: 19,
+        sha256: sha256(b"needs libx_cpu.so\0\0"),
+        replaced: Some([b"libx_cuda.so\0", b"libx_cpu.so\0\0"]),
+    };
+    let members = [("a.so", &b"needs libx_cuda.so\0"[..]), ("include/x/y.h", b"int y;"), ("other.h", b"")];
+    let package = package(vec![file].leak(), &["onnxruntime/capi/include/"]);
+    let bench = Bench { package, ..Bench::new(&members) };
+    assert_eq!(bench.install(&bench.python(COPY)).unwrap(), Outcome::Installed);
+    let folder = onnxruntime_folder(&bench.runtime_dir());
+    assert_eq!(fs::read(folder.join("lib/a.so")).unwrap(), b"needs libx_cpu.so\0\0");
+    assert_eq!(fs::read(folder.join("onnxruntime/capi/include/x/y.h")).unwrap(), b"int y;");
+    assert_eq!(names_in(&folder.join("onnxruntime/capi")), ["include"]);
+    assert_eq!(state(&folder, &bench.package).unwrap(), State::Installed);
+}
+
+#[test]
 fn the_pins_are_whole() {
-    for wheel in &WHEELS {
-        assert!(wheel.platform.ends_with(wheel.arch));
-        assert_eq!(wheel.files[0].name, ONNXRUNTIME_LIBRARY);
-        let hashes = [wheel.sha256, wheel.files[0].sha256, wheel.files[1].sha256];
-        assert!(hashes.iter().all(|hash| hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit())));
+    let is_hash = |hash: &str| hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    for package in [packages(Runtime::Onnxruntime), packages(Runtime::Libtorch)].into_iter().flatten() {
+        assert!(package.platforms.iter().all(|platform| platform.ends_with(package.arch)));
+        assert!(package.wheels.iter().all(|wheel| is_hash(wheel.sha256)));
+        assert!(package.files().all(|file| is_hash(file.sha256)));
+        assert!(package.files().all(|file| file.replaced.is_none_or(|[from, to]| from.len() == to.len())));
     }
 }
