@@ -1,6 +1,7 @@
 //! Accepting connections, agreeing on a protocol with each, and letting them end well: HTTP/1.1 and HTTP/2, in clear text
 //! or under TLS.
 
+mod bulk;
 mod http2;
 mod open;
 pub mod tls;

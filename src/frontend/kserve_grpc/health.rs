@@ -84,7 +84,7 @@ impl GrpcService {
         let (head, body) = request.into_parts();
         let asked = async {
             let deadline = self.deadline(arrived, None, &head.headers)?;
-            let message = Messages::new(&head.headers, body, NAME_BYTES + 16)?.only(deadline).await?;
+            let message = Messages::new(&head.headers, body, NAME_BYTES + 16, &self.0.buffers)?.only(deadline).await?;
             let asked = HealthCheckRequest::decode(message)
                 .map_err(|error| Error::invalid("the message is no valid protobuf").with_source(error))?;
             self.check_subject(&head.headers, head.uri.path(), &asked)?;

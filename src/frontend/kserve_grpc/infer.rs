@@ -43,7 +43,8 @@ impl GrpcService {
         trace: &mut Option<Arc<Trace>>,
     ) -> Result<Response<GrpcBody>, CallError> {
         let at_first = self.deadline(arrived, None, headers)?;
-        let message = Messages::new(headers, body, self.0.config.max_message_bytes)?.only(at_first).await?;
+        let message =
+            Messages::new(headers, body, self.0.config.max_message_bytes, &self.0.buffers)?.only(at_first).await?;
         let mut decoded = request::decode(&message, &self.0.tensor_limits)?;
         drop(message);
         self.check_inference(headers, &decoded.model)?;

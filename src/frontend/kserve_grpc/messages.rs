@@ -7,6 +7,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 
 use super::super::compression::{self, Encoding};
+use super::buffers::Buffers;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::Deadline;
 
@@ -32,11 +33,12 @@ pub(super) struct Messages {
     held: Bytes,
     encoding: Encoding,
     limit: usize,
+    buffers: Buffers,
 }
 
 impl Messages {
     /// Those in `body`, each of at most `limit` bytes, before and after decompression.
-    pub(super) fn new(headers: &HeaderMap, body: Incoming, limit: usize) -> Result<Self> {
+    pub(super) fn new(headers: &HeaderMap, body: Incoming, limit: usize, buffers: &Buffers) -> Result<Self> {
         let encoding = match headers.get(ENCODING).map(|value| value.to_str().unwrap_or("?")) {
             None | Some("identity") => Encoding::Identity,
             Some("gzip") => Encoding::Gzip,
@@ -48,7 +50,7 @@ impl Messages {
                 )));
             }
         };
-        Ok(Self { body, held: Bytes::new(), encoding, limit })
+        Ok(Self { body, held: Bytes::new(), encoding, limit, buffers: buffers.clone() })
     }
 
     /// The only message of a call, and the end of its body, by `deadline`.
@@ -114,7 +116,7 @@ impl Messages {
 
     /// A message that came in several pieces. Not more is set aside than has come, but for the first megabytes.
     async fn gather(&mut self, length: usize) -> Result<Bytes> {
-        let mut whole = Vec::with_capacity(length.min(RESERVED) + ALIGNMENT);
+        let mut whole = self.buffers.take(length.min(RESERVED) + ALIGNMENT);
         let skip = (whole.as_ptr() as usize).wrapping_add(length).wrapping_neg() % ALIGNMENT;
         whole.resize(skip, 0);
         whole.extend_from_slice(&std::mem::take(&mut self.held));
@@ -124,7 +126,7 @@ impl Messages {
             whole.extend_from_slice(&piece.split_to(count));
             self.held = piece;
         }
-        Ok(Bytes::from(whole).slice(skip..))
+        Ok(self.buffers.bytes(whole).slice(skip..))
     }
 }
 

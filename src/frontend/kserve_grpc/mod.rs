@@ -4,6 +4,7 @@
 //! slices of messages, and answers go out in pieces. The way of a `ModelInfer` is short; everything else goes through the
 //! messages that `build.rs` makes of `proto/`.
 
+mod buffers;
 mod config;
 mod contents;
 mod documents;
@@ -34,6 +35,7 @@ use prost::Message;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
+use self::buffers::Buffers;
 use self::messages::Messages;
 use self::reflection::Reflection;
 use self::reply::GrpcBody;
@@ -59,6 +61,8 @@ struct Inner {
     tensor_limits: Limits,
     config: GrpcConfig,
     reflection: Reflection,
+    /// Where messages are gathered.
+    buffers: Buffers,
     /// When the server is on its way out: streams take no more requests then.
     stopping: CancellationToken,
 }
@@ -100,7 +104,16 @@ impl GrpcService {
     ) -> Result<Self> {
         let tensor_limits = Limits { json_bytes: limits.json_bytes, ..Limits::default() };
         let reflection = Reflection::new()?;
-        Ok(Self(Arc::new(Inner { server, access, limits, tensor_limits, config, reflection, stopping })))
+        Ok(Self(Arc::new(Inner {
+            server,
+            access,
+            limits,
+            tensor_limits,
+            config,
+            reflection,
+            buffers: Buffers::default(),
+            stopping,
+        })))
     }
 
     /// How the port of gRPC alone speaks HTTP/2: connections are kept, since clients keep theirs for good.
@@ -199,7 +212,7 @@ impl GrpcService {
         let answered = async {
             let deadline = self.deadline(arrived, None, &head.headers)?;
             let limit = CONTROL_BYTES.min(self.0.config.max_message_bytes);
-            let message = Messages::new(&head.headers, body, limit)?.only(deadline).await?;
+            let message = Messages::new(&head.headers, body, limit, &self.0.buffers)?.only(deadline).await?;
             let question = Q::decode(message)
                 .map_err(|error| Error::invalid("the message is no valid protobuf").with_source(error))?;
             self.check_subject(&head.headers, head.uri.path(), &question)?;

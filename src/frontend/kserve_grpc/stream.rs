@@ -63,7 +63,7 @@ impl GrpcService {
     fn try_stream(&self, headers: &HeaderMap, body: Incoming, arrived: Instant) -> Result<InferStream> {
         // The server's own limit is one on each request, not on the call.
         let limit = super::call_timeout(headers)?.and_then(|timeout| Deadline::after(arrived, timeout));
-        let messages = Messages::new(headers, body, self.0.config.max_message_bytes)?;
+        let messages = Messages::new(headers, body, self.0.config.max_message_bytes, &self.0.buffers)?;
         let messages = futures_util::stream::unfold(Some(messages), |messages| async {
             let mut messages = messages?;
             match messages.next().await {

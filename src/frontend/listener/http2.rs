@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::time::{Instant, sleep_until};
 
+use super::bulk::Bulk;
 use super::transport::Transport;
 use super::{Answered, HEAD_TIMEOUT};
 
@@ -145,7 +146,7 @@ where
             }
         })
     };
-    let mut connection = pin!(options.builder().serve_connection(TokioIo::new(transport), service));
+    let mut connection = pin!(options.builder().serve_connection(TokioIo::new(Bulk::new(transport)), service));
     let opened = Instant::now();
     let mut seen = 0;
     let mut look = options.idle.map(|idle| opened + idle);
