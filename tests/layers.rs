@@ -33,7 +33,7 @@ const SIBLINGS: [(&str, &str, &str); 2] = [
 
 /// Crates with a home: what they are, the crates, and the only places that name them, each with its reason. A crate
 /// that ends in `_` stands for all that begin so; a place that ends in `/` for a folder.
-const HOMES: [Home; 6] = [
+const HOMES: [Home; 7] = [
     Home {
         what: "JSON",
         crates: &["serde_json", "sonic_rs", "simd_json"],
@@ -76,6 +76,15 @@ const HOMES: [Home; 6] = [
         places: &[("device/", "only a device monitor knows how a device is asked")],
     },
     Home {
+        what: "CUDA",
+        crates: &["cudarc"],
+        places: &[
+            ("device/", "only a device knows its driver"),
+            ("kernels.rs", "launches kernels on a stream it is given"),
+            ("kernels/", "compares each kernel with its twin"),
+        ],
+    },
+    Home {
         what: "ONNX Runtime",
         crates: &["ort", "ort_sys"],
         places: &[("backend/", "only a backend knows its runtime")],
@@ -83,8 +92,15 @@ const HOMES: [Home; 6] = [
 ];
 
 /// Where `unsafe` may stand, each block with a SAFETY note.
-const UNSAFE: [&str; 6] =
-    ["artifact/", "backend/onnxruntime.rs", "backend/onnxruntime/", "backend/plugin.rs", "device/", "kernels.rs"];
+const UNSAFE: [&str; 7] = [
+    "artifact/",
+    "backend/onnxruntime.rs",
+    "backend/onnxruntime/",
+    "backend/plugin.rs",
+    "device/",
+    "kernels.rs",
+    "kernels/nvrtc.rs",
+];
 
 const ENVIRONMENT: [&str; 6] = ["remove_var", "set_var", "var", "var_os", "vars", "vars_os"];
 const MOST_LINES: usize = 500;

@@ -11,6 +11,7 @@
 pub(crate) mod arbitrary;
 pub mod complete;
 pub mod diagnostic;
+pub mod image;
 pub mod message;
 pub mod ragged;
 mod read;
@@ -26,6 +27,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use self::diagnostic::{ConfigError, ConfigWarning};
+use self::image::ImageInput;
 use self::message::{Message, Value};
 use self::ragged::{BatchInput, BatchOutput};
 use self::sequence::SequenceBatching;
@@ -119,6 +121,8 @@ pub struct ModelConfig {
     pub warm_ups: Vec<WarmUp>,
     /// Whether answers are kept and given again to the same question.
     pub response_cache: bool,
+    /// The input for which clients send pixels, once the inputs are known.
+    pub image_input: Option<ImageInput>,
     message: Message,
 }
 
@@ -191,6 +195,7 @@ impl Default for ModelConfig {
             decoupled: false,
             warm_ups: Vec::new(),
             response_cache: false,
+            image_input: None,
             message: Message::new(&schema::MODEL_CONFIG),
         }
     }

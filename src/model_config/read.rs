@@ -8,7 +8,7 @@ use super::message::{MapKey, Message, Value};
 use super::ragged::{read_batch_input, read_batch_output};
 use super::{
     DynamicBatching, InstanceGroup, InstanceKind, ModelConfig, ModelInput, ModelOutput, QueuePolicy, RateLimiter,
-    RateLimiterResource, TimeoutAction, VersionPolicy, response_cache, sequence, warm_up,
+    RateLimiterResource, TimeoutAction, VersionPolicy, image, response_cache, sequence, warm_up,
 };
 use crate::inference::Version;
 use crate::tensor::DataType;
@@ -55,6 +55,7 @@ impl ModelConfig {
                 .map(|(sample, at)| warm_up::read(sample, at))
                 .collect::<Result<_, _>>()?,
             response_cache: response_cache::read(&message)?,
+            image_input: None,
             message,
         };
         if config.backend.is_empty()
@@ -63,6 +64,7 @@ impl ModelConfig {
             config.message.set_one("backend", Value::String(backend.to_owned()));
             config.backend = backend.to_owned();
         }
+        config.image_input = image::read(&config)?;
         Ok(config)
     }
 }
