@@ -120,7 +120,7 @@ mod tests {
             return sign | above;
         }
         let (down, up) = (size - of(above), of(above + 1) - size);
-        sign | if down < up || (down == up && above % 2 == 0) { above } else { above + 1 }
+        sign | if down < up || (down == up && above.is_multiple_of(2)) { above } else { above + 1 }
     }
 
     fn brain_by_search(value: f32) -> u16 {

@@ -249,7 +249,8 @@ mod tests {
     #[test]
     fn every_fault_names_its_parameter_and_the_mend() {
         let picture = input("TYPE_FP32", "[3, 8, 8]");
-        let cases: [(&str, &[(&str, &str)], &str); 15] = [
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
+        let cases: [Case<'_>; 15] = [
             (&picture, &[("image_mean", "1")], "parameter 'image_mean' needs 'image_input'"),
             (
                 &picture,
