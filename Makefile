@@ -76,8 +76,9 @@ runtime: build-tests
 	$(DEBUG) runtime install onnxruntime --python $(PYTHON)
 
 .PHONY: rust-test
-rust-test: runtime .venv/seaweedfs.stamp ## The Rust tests alone, the layers test among them
+rust-test: runtime .venv/seaweedfs.stamp .venv/nvrtc.stamp ## The Rust tests alone, the layers test among them
 	cargo test --workspace --locked
+	ROUNDHOUSE_NVRTC=$(abspath .venv/nvrtc/nvidia/cu13/lib/libnvrtc.so.13) cargo test --locked --test it kernels:: -- --ignored
 	ROUNDHOUSE_SEAWEEDFS=$(abspath .venv/bin/weed) cargo test --locked --test it s3::seaweed -- --ignored
 
 # libtorch for the CPU with its headers, half a gigabyte in the user's cache. Its folder is named by the version in
@@ -206,9 +207,21 @@ export ENVOY
 .venv/tools.stamp: | .venv/bin/python
 	@for pair in haproxy:haproxy promtool:prometheus kubectl:kubernetes-client; do \
 		PATH="$$PATH:/usr/sbin" command -v $${pair%%:*} > /dev/null && continue; \
-		[[ $$(id -u) == 0 ]] && command -v apt-get > /dev/null && apt-get install --yes --no-install-recommends $${pair##*:} \
+		[[ $$(id -u) == 0 ]] && command -v apt-get > /dev/null && apt-get update --quiet=2 && apt-get install --yes --no-install-recommends $${pair##*:} \
 			|| echo "no $${pair%%:*}: tests that need it are skipped (Debian: apt-get install $${pair##*:})"; \
 	done
+# NVIDIA's compiler at run time, which needs no GPU, for x86_64 and aarch64: every kernel is compiled with it. Into a folder
+# of its own, so that no client finds CUDA's libraries where it did not bring them.
+define NVRTC
+nvidia-cuda-nvrtc==13.5.37 \
+    --hash=sha256:86b4d68058807988b7d9af5b44917a0601e9c337f35ccd657bfb3c759ff8d8bc \
+    --hash=sha256:36e4fa2a8ada293f5693d308e531c196ab6f91cf7a0ff479bf96a537d43a6096
+endef
+export NVRTC
+
+.venv/nvrtc.stamp: Makefile | .venv/bin/python
+	echo "$$NVRTC" > .venv/nvrtc.txt
+	$(PIP) --require-hashes --no-deps --upgrade --target .venv/nvrtc --requirement .venv/nvrtc.txt
 	touch $@
 
 .PHONY: clean

@@ -5,7 +5,7 @@
 //!
 //! - [`error`], [`sync`]: what went wrong, and waiting.
 //! - [`tensor`], [`config`]: what is computed on, and how the server is told.
-//! - [`inference`], [`telemetry`]: requests, responses, ids; log lines.
+//! - [`inference`], [`telemetry`]: requests, responses, ids; log lines. [`kernels`]: what is computed around models.
 //! - [`model_config`], [`metrics`]: Triton's `config.pbtxt`; the one table of metrics.
 //! - [`backend`], [`repository`], [`device`]: runtimes, where models come from, where they run; [`artifact`]: archives.
 //! - [`scheduler`]: a queue for each model, threads for each device; [`cache`]: which models are on a tier, and which leave.
@@ -27,6 +27,7 @@ pub mod device;
 pub mod error;
 pub mod frontend;
 pub mod inference;
+pub mod kernels;
 pub mod lifecycle;
 pub mod metrics;
 pub mod model_config;

@@ -33,7 +33,7 @@ const SIBLINGS: [(&str, &str, &str); 2] = [
 
 /// Crates with a home: what they are, the crates, and the only places that name them, each with its reason. A crate
 /// that ends in `_` stands for all that begin so; a place that ends in `/` for a folder.
-const HOMES: [Home; 7] = [
+const HOMES: [Home; 10] = [
     Home {
         what: "JSON",
         crates: &["serde_json", "sonic_rs", "simd_json"],
@@ -82,16 +82,22 @@ const HOMES: [Home; 7] = [
         places: &[("device/", "only a device monitor knows how a device is asked")],
     },
     Home {
-        what: "the CUDA driver",
+        what: "CUDA",
         crates: &["cudarc"],
         places: &[
             ("device/cuda/", "contexts, streams and memory are handed out here alone"),
-            ("kernels.rs", "launches them"),
+            ("kernels.rs", "launches kernels on a stream it is given"),
+            ("kernels/", "compares each kernel with its twin"),
         ],
     },
     Home {
+        what: "shared libraries",
+        crates: &["libloading"],
+        places: &[("backend/", "plugins are opened here"), ("kernels/", "NVRTC from a path that we choose")],
+    },
+    Home {
         what: "the C ABI of plugins",
-        crates: &["libloading", "roundhouse_abi"],
+        crates: &["roundhouse_abi"],
         places: &[("backend/", "only a backend knows its runtime")],
     },
     Home {
@@ -102,7 +108,7 @@ const HOMES: [Home; 7] = [
 ];
 
 /// Where `unsafe` may stand, each block with a SAFETY note.
-const UNSAFE: [&str; 7] = [
+const UNSAFE: [&str; 8] = [
     "artifact/",
     "backend/onnxruntime.rs",
     "backend/onnxruntime/",
@@ -110,6 +116,7 @@ const UNSAFE: [&str; 7] = [
     "backend/plugin/",
     "device/",
     "kernels.rs",
+    "kernels/nvrtc.rs",
 ];
 
 const ENVIRONMENT: [&str; 6] = ["remove_var", "set_var", "var", "var_os", "vars", "vars_os"];

@@ -235,7 +235,11 @@ fn describe(out: &mut impl Write, name: &str, tree: &ModelTree, config: &ModelCo
     }
     for input in &config.inputs {
         let optional = if input.optional { ", optional" } else { "" };
-        writeln!(out, "  input           {} {}{:?}{optional}", input.name, input.data_type, input.dims)?;
+        let pixels = match config.image_input.as_ref().filter(|image| image.name == input.name) {
+            Some(image) => format!(", made of pixels: clients send UINT8{:?}", image.dims(false)),
+            None => String::new(),
+        };
+        writeln!(out, "  input           {} {}{:?}{optional}{pixels}", input.name, input.data_type, input.dims)?;
     }
     for output in &config.outputs {
         writeln!(out, "  output          {} {}{:?}", output.name, output.data_type, output.dims)?;

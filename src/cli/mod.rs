@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod emulate;
+pub mod gpu_check;
 pub mod models;
 pub mod pack;
 mod progress;
@@ -47,6 +48,9 @@ pub enum Command {
         roundhouse emulate --models s3://bucket/models --work-dir /tmp/models\n  \
         curl -s localhost:8090/endpoints/any/invocations -H 'X-Amzn-SageMaker-Target-Model: digits.tar.gz' -d @body.json")]
     Emulate(Box<emulate::EmulateArgs>),
+    /// Check what only a GPU can show
+    #[command(hide = true)]
+    GpuCheck(gpu_check::GpuCheckArgs),
 }
 
 /// Runs a command to its end.
@@ -61,6 +65,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Models(args) => models::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Emulate(args) => emulate::run(&args),
+        Command::GpuCheck(args) => gpu_check::run(&args),
         Command::Runtime(args) if args.names_dir() => runtime::run(&args, Path::new("")),
         Command::Runtime(args) => runtime::run(&args, &crate::config::default_runtime_dir()?),
     }

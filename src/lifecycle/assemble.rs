@@ -24,6 +24,7 @@ use crate::scheduler::queue::{ModelQueue, Scheduling};
 use crate::scheduler::sequence::feed::Feed;
 use crate::scheduler::sequence::line::Sequencing;
 use crate::sync::PinCount;
+use crate::tensor::DataType;
 
 /// The largest file of class names, in bytes.
 const MAX_LABEL_BYTES: u64 = 16 << 20;
@@ -103,13 +104,20 @@ fn describe(config: &ModelConfig, signature: &RuntimeSignature, directory: Optio
     let inputs = config
         .inputs
         .iter()
-        .map(|input| TensorMetadata {
-            name: input.name.as_str().into(),
-            data_type: input.data_type,
-            dims: config.metadata_dims(&input.dims),
-            reshape: input.reshape.clone(),
-            optional: input.optional || signature.optional_inputs.contains(&input.name),
-            labels: Vec::new(),
+        .map(|input| {
+            let image = config.image_input.as_ref().filter(|image| image.name == input.name);
+            let (data_type, dims, reshape) = match image {
+                Some(image) => (DataType::Uint8, image.dims(config.max_batch_size > 0), None),
+                None => (input.data_type, config.metadata_dims(&input.dims), input.reshape.clone()),
+            };
+            TensorMetadata {
+                name: input.name.as_str().into(),
+                data_type,
+                dims,
+                reshape,
+                optional: input.optional || signature.optional_inputs.contains(&input.name),
+                labels: Vec::new(),
+            }
         })
         .collect();
     let mut outputs = Vec::with_capacity(config.outputs.len());

@@ -100,7 +100,11 @@ impl Loader {
                 .map(|plan| Planned::Ensemble(Box::new(plan)));
         }
         let backend = Arc::clone(self.backends.get(&config.backend)?);
-        let is_known = |key: &str| backend.known_parameters().contains(&key) || KNOWN_PARAMETERS.contains(&key);
+        let is_known = |key: &str| {
+            backend.known_parameters().contains(&key)
+                || KNOWN_PARAMETERS.contains(&key)
+                || model_config::image::PARAMETERS.contains(&key)
+        };
         for key in config.parameters.keys().filter(|key| !is_known(key)) {
             tracing::warn!(model = %name, "parameter '{key}' means nothing to the {} backend and has no effect", config.backend);
         }

@@ -5,7 +5,7 @@ use super::diagnostic::{ConfigError, quoted};
 use super::message::{Message, Value};
 use super::schema::{FieldType, MODEL_CONFIG, MessageSchema};
 use super::sequence::SequenceBatching;
-use super::{InstanceKind, ModelConfig, VersionPolicy};
+use super::{InstanceKind, ModelConfig, VersionPolicy, image};
 use crate::error::{Error, Result};
 use crate::tensor::{DataType, Shape};
 
@@ -61,6 +61,9 @@ impl ModelConfig {
         }
         self.reread()
             .map_err(|error| Error::from(error).wrap("the model's own inputs and outputs cannot be served"))?;
+        if image::is_left_over(self) {
+            return Err(Error::invalid("parameter 'image_input' names an input, and the model has none"));
+        }
         self.compare(signature)
     }
 

@@ -12,6 +12,7 @@ pub(crate) mod arbitrary;
 pub mod complete;
 pub mod diagnostic;
 pub mod ensemble;
+pub mod image;
 pub mod message;
 pub mod ragged;
 mod read;
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 use self::diagnostic::{ConfigError, ConfigWarning};
 use self::ensemble::EnsembleScheduling;
+use self::image::ImageInput;
 use self::message::{Message, Value};
 use self::ragged::{BatchInput, BatchOutput};
 use self::sequence::SequenceBatching;
@@ -124,6 +126,8 @@ pub struct ModelConfig {
     pub warm_ups: Vec<WarmUp>,
     /// Whether answers are kept and given again to the same question.
     pub response_cache: bool,
+    /// The input for which clients send pixels, once the inputs are known.
+    pub image_input: Option<ImageInput>,
     message: Message,
 }
 
@@ -197,6 +201,7 @@ impl Default for ModelConfig {
             decoupled: false,
             warm_ups: Vec::new(),
             response_cache: false,
+            image_input: None,
             message: Message::new(&schema::MODEL_CONFIG),
         }
     }

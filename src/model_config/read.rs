@@ -8,7 +8,7 @@ use super::message::{MapKey, Message, Value};
 use super::ragged::{read_batch_input, read_batch_output};
 use super::{
     DynamicBatching, InstanceGroup, InstanceKind, ModelConfig, ModelInput, ModelOutput, QueuePolicy, RateLimiter,
-    RateLimiterResource, TimeoutAction, VersionPolicy, ensemble, response_cache, sequence, warm_up,
+    RateLimiterResource, TimeoutAction, VersionPolicy, ensemble, image, response_cache, sequence, warm_up,
 };
 use crate::inference::Version;
 use crate::tensor::DataType;
@@ -56,6 +56,7 @@ impl ModelConfig {
                 .map(|(sample, at)| warm_up::read(sample, at))
                 .collect::<Result<_, _>>()?,
             response_cache: response_cache::read(&message)?,
+            image_input: None,
             message,
         };
         if config.backend.is_empty()
@@ -68,6 +69,7 @@ impl ModelConfig {
             config.message.set_one("platform", Value::String(ensemble::PLATFORM.to_owned()));
             ensemble::PLATFORM.clone_into(&mut config.platform);
         }
+        config.image_input = image::read(&config)?;
         Ok(config)
     }
 }

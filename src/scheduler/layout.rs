@@ -1,16 +1,18 @@
 //! How the tensors of several requests become one batch, and its outputs the answers to each.
 //!
-//! A request that runs alone passes through untouched. Inputs of several are copied once, into memory of the batch;
+//! A request that runs alone passes through untouched, unless something is made of its inputs. Inputs of several are copied once, into memory of the batch;
 //! outputs are slices of the batch's. Ragged inputs, whose shapes differ, are laid end to end in one dimension, as
 //! Triton's backends do, with the tensors of `batch_input` beside them.
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::pictures;
 use super::work::Work;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::{NamedTensor, NamedTensors};
 use crate::model_config::ModelConfig;
+use crate::model_config::image::ImageInput;
 use crate::model_config::ragged::{BatchInput, BatchInputKind, BatchOutput};
 use crate::tensor::{DataType, Shape, Tensor};
 
@@ -26,6 +28,8 @@ pub struct Layout {
     /// Whether requests that passed the checks can differ in shape or in which inputs they have.
     varies: bool,
     ragged: Vec<String>,
+    /// The input that is made of the pixels that requests bring, of any size each.
+    image: Option<ImageInput>,
     batch_inputs: Vec<BatchInput>,
     batch_outputs: Vec<BatchOutput>,
 }
@@ -53,6 +57,7 @@ impl Layout {
                 .filter(|input| input.allow_ragged_batch)
                 .map(|input| input.name.clone())
                 .collect(),
+            image: config.image_input.clone(),
             batch_inputs: config.batch_inputs.clone(),
             batch_outputs: config.batch_outputs.clone(),
         }
@@ -69,7 +74,7 @@ impl Layout {
             // Names stand for places, since inputs come in the order of the signature; optional ones may be missing.
             likeness.extend(input.name.as_bytes().iter().map(|byte| i64::from(*byte)));
             likeness.push(-1);
-            if !self.is_ragged(&input.name) {
+            if !self.is_ragged(&input.name) && self.image(&input.name).is_none() {
                 likeness.extend(input.tensor.shape().dims().iter().skip(1).copied());
             }
             likeness.push(-2);
@@ -80,11 +85,15 @@ impl Layout {
     /// Whether a request that runs alone can be given to the runtime as it is.
     #[must_use]
     pub fn passes_through(&self) -> bool {
-        self.ragged.is_empty() && self.batch_inputs.is_empty() && self.batch_outputs.is_empty()
+        self.ragged.is_empty() && self.image.is_none() && self.batch_inputs.is_empty() && self.batch_outputs.is_empty()
     }
 
     fn is_ragged(&self, name: &str) -> bool {
         self.ragged.iter().any(|ragged| ragged == name)
+    }
+
+    fn image(&self, name: &str) -> Option<&ImageInput> {
+        self.image.as_ref().filter(|image| image.name == name)
     }
 
     /// The batch of these requests, which are alike.
@@ -100,7 +109,11 @@ impl Layout {
                 part.map(|part| &part.tensor).ok_or_else(|| Error::internal("requests of one batch differ in inputs"))
             });
             let parts = parts.collect::<Result<SmallVec<[&Tensor; 16]>>>()?;
-            let tensor = if self.is_ragged(&input.name) { end_to_end(&parts)? } else { stack(&parts)? };
+            let tensor = match self.image(&input.name) {
+                Some(image) => pictures::gather(image, &parts)?,
+                None if self.is_ragged(&input.name) => end_to_end(&parts)?,
+                None => stack(&parts)?,
+            };
             inputs.push(NamedTensor { name: input.name.clone(), tensor });
         }
         for batch_input in &self.batch_inputs {

@@ -2,7 +2,7 @@
 //!
 //! `batcher` decides what runs together and when (pure), `order` in which order answers leave (pure), `budget` how long to
 //! wait for company (pure), `turns` whose turn it is on a device (pure); `queue` and `executor` do it, over `layout`, which
-//! lays out the tensors of a batch.
+//! lays out the tensors of a batch (`pictures`: those made of pixels).
 //!
 //! *Architecture invariant:* threads belong to devices. A model costs a queue and its instances, never a thread or a timer.
 
@@ -15,6 +15,7 @@ pub mod ensemble;
 pub mod executor;
 pub mod layout;
 pub mod order;
+mod pictures;
 pub mod prompt;
 pub mod queue;
 mod run;

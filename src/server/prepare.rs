@@ -65,6 +65,9 @@ pub(super) fn prepare(model: &LoadedVersion, request: InferenceRequest, arrived:
                 tensor.shape(),
             )));
         }
+        if let Some(image) = model.config.image_input.as_ref().filter(|image| metadata.name == image.name) {
+            image.pictures(tensor.shape()).map_err(|text| wrong(format!("input '{}': {text}", metadata.name)))?;
+        }
         let tensor = match &metadata.reshape {
             None => tensor,
             Some(reshape) => {

@@ -20,6 +20,8 @@ mod eviction;
 mod faults;
 mod grpc;
 mod http2;
+mod images;
+mod kernels;
 mod lifecycle;
 mod limits;
 mod loads;
