@@ -62,7 +62,12 @@ impl InferenceServer {
     /// Requests that wait for an instance or a thread.
     fn held_up(&self) -> usize {
         let models = self.0.models.all_resident();
-        models.iter().flat_map(|model| model.versions()).filter_map(|version| version.queue()).map(|queue| queue.held_up()).sum()
+        models
+            .iter()
+            .flat_map(|model| model.versions())
+            .filter_map(|version| version.queue())
+            .map(|queue| queue.held_up())
+            .sum()
     }
 
     /// The samples of the page, those of one family beside each other.
