@@ -1,3 +1,5 @@
+//! Image pre-processing against its definition.
+
 use half::f16;
 use proptest::collection::vec;
 use proptest::prelude::*;
