@@ -147,7 +147,7 @@ fuzz: .venv/bin/cargo-fuzz ## Each fuzz target for FUZZ_SECONDS (60); needs a C+
 # The advisories are left out: their database is fetched with git. Where the network allows: cargo deny check advisories
 .PHONY: deny
 deny: .venv/deny.stamp ## Licences, sources, duplicate crates, and a reason for each direct dependency
-	PATH="$(abspath .venv/bin):$$PATH" cargo deny --locked check --hide-inclusion-graph bans licenses sources
+	PATH="$(abspath .venv/bin):$$PATH" cargo deny --locked --workspace check --hide-inclusion-graph bans licenses sources
 	@cargo tree --locked --workspace --depth 1 --prefix none --edges normal,build,dev --format '{p}' | while read -r crate _; do \
 		[[ $$crate == @(|roundhouse) ]] || grep -q "^#   $$crate  " deny.toml \
 			|| { echo "deny.toml: the table of direct dependencies has no reason for $$crate"; exit 1; }; \

@@ -110,7 +110,7 @@ fn torchscript_does_what_a_backend_must() {
 #[ignore = "needs libtorch and the plugin: make libtorch-test"]
 fn inputs_and_outputs_are_found_by_index_by_name_in_order_and_in_dictionaries() {
     let backend = backend();
-    let (x, y): ((&str, &[f32]), (&str, &[f32])) = (("x", &[5.0]), ("y", &[3.0]));
+    let (x, y) = (("x", &[5.0_f32][..]), ("y", &[3.0_f32][..]));
     let model = load(&backend, "pair.pt", &vectors(&["INPUT__1", "INPUT__0"], &["OUTPUT__1", "OUTPUT__0"])).unwrap();
     let outputs = run(&*model, &[("INPUT__0", x.1), ("INPUT__1", y.1)]).unwrap();
     assert_eq!(outputs, [vector(&[2.0]), vector(&[8.0])]);

@@ -1,5 +1,7 @@
 //! Compiles the C++ shim, where the backend itself is compiled and linked.
 
+#![expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts through the environment")]
+
 use std::path::{Path, PathBuf};
 
 fn main() {

@@ -123,6 +123,9 @@ def wait_for_ports(process, port_file, log):
 
 MODELS = ["add_sub", "digits", "every_type", "half", "identity", "iris", "scale", "text"]
 
+# Examples for the pytorch backend, which is a library of its own.
+TORCH = ["digits_torch", "loudness"]
+
 # Examples whose requests have any number of answers.
 STREAMING = ["repeat"]
 

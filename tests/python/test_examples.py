@@ -17,6 +17,7 @@ from harness import (
     EXAMPLES,
     MODELS,
     STREAMING,
+    TORCH,
     assert_same,
     expected,
     heldout,
@@ -407,7 +408,7 @@ def state_of(client, model):
 
 
 def test_the_index_lists_every_model_and_follows_loads_and_unloads(client):
-    assert {row["name"] for row in client.get_model_repository_index()} == {*MODELS, *STREAMING, *ENSEMBLES}
+    assert {row["name"] for row in client.get_model_repository_index()} == {*MODELS, *STREAMING, *ENSEMBLES, *TORCH}
     client.load_model("scale")
     assert state_of(client, "scale") == {"1": "READY", "2": "READY"}
     assert client.is_model_ready("scale") and client.is_model_ready("scale", "1")

@@ -72,8 +72,11 @@ pub fn check(path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// The central directory of a zip archive; `None` where there is none.
-fn central_directory(file: &mut (impl Read + Seek)) -> io::Result<Option<Vec<u8>>> {
+/// The central directory of a zip archive; `None` where there is none. One that is torn is no directory.
+///
+/// # Errors
+/// What reading fails with.
+pub fn central_directory(file: &mut (impl Read + Seek)) -> io::Result<Option<Vec<u8>>> {
     let length = file.seek(SeekFrom::End(0))?;
     let from = length.saturating_sub(TAIL);
     file.seek(SeekFrom::Start(from))?;
