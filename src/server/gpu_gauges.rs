@@ -28,6 +28,7 @@ pub(super) fn set(metrics: &ServerMetrics, uuid: String, reading: &GpuReading) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::prometheus::Detail;
 
     #[test]
     fn what_a_gpu_says_is_on_the_page_under_tritons_names() {
