@@ -169,6 +169,20 @@ pub const UNLOADS: Family = family(
     &[],
     "Model unloads, counted when their memory is free again",
 );
+/// Models whose instances changed without a load.
+pub const UPDATES: Family = family(
+    "roundhouse_model_updates_total",
+    Kind::Counter,
+    &[],
+    "Models whose instance groups were changed in place, without a load",
+);
+/// Copies that came and went while their model answered.
+pub const COPIES: Family = family(
+    "roundhouse_model_copies_total",
+    Kind::Counter,
+    &["change"],
+    "Copies of models that answered meanwhile: added (since the queue cost more than a load), removed",
+);
 /// How long loads take.
 pub const LOAD_SECONDS: Family = family(
     "roundhouse_model_load_seconds",
@@ -342,6 +356,8 @@ pub const ALL: &[Family] = &[
     LOADS,
     LOADS_BY_SOURCE,
     UNLOADS,
+    UPDATES,
+    COPIES,
     LOAD_SECONDS,
     LOAD_PHASE_SECONDS,
     RESIDENT_MODELS,
