@@ -94,6 +94,9 @@ pub(super) fn load_version(
     Ok(Some((loaded, weak)))
 }
 
+/// The runtime's model of a version on one device, and the names of its members by group.
+pub(super) type Joined = (Weak<dyn Model>, Vec<MemberId>);
+
 /// Instances for a version that answers already.
 pub(super) struct Another<'a> {
     pub(super) plan: &'a Plan,
@@ -104,11 +107,7 @@ pub(super) struct Another<'a> {
 impl Another<'_> {
     /// Loads the version on another device and has its groups there take work; `None` where nobody waits for it any
     /// more. Gives the names of the members, by group. Blocking.
-    pub(super) fn copy(
-        &self,
-        groups: &[InstanceGroup],
-        place: &DevicePlace,
-    ) -> Result<Option<(Weak<dyn Model>, Vec<MemberId>)>> {
+    pub(super) fn copy(&self, groups: &[InstanceGroup], place: &DevicePlace) -> Result<Option<Joined>> {
         let files = files_of(self.plan, self.loaded.id.version);
         let model: Arc<dyn Model> = self.plan.backend.load(&files, &self.plan.config, place.device())?.into();
         let warm_up = self.warm_up()?;
