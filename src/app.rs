@@ -24,6 +24,7 @@ use crate::cache::response::ResponseCache;
 use crate::config::security::TlsPort;
 use crate::config::{ModelControl, ServerConfig, UnknownConfigFields};
 use crate::device::allocator::fix_thresholds;
+use crate::device::monitor::DeviceMonitor;
 use crate::device::selection::select;
 use crate::error::{Error, Result};
 use crate::frontend::kserve_grpc::{GrpcService, is_grpc};
@@ -63,6 +64,14 @@ pub struct App {
     tracer: Tracer,
     /// What writes traces.
     traces: Writer,
+}
+
+/// The devices of a machine.
+pub struct Machine {
+    /// The GPUs that models can run on, or why there are none.
+    pub gpus: std::result::Result<Vec<u32>, String>,
+    /// What the devices say of their memory.
+    pub monitor: Arc<dyn DeviceMonitor>,
 }
 
 /// The sockets the server listens on.
@@ -145,6 +154,19 @@ impl App {
     /// # Errors
     /// As [`App::build`].
     pub fn build_with(config: ServerConfig, backends: BackendRegistry) -> Result<Self> {
+        let machine = Machine {
+            gpus: Err("this version runs models on the cpu only".to_owned()),
+            monitor: Arc::new(open_devices()),
+        };
+        Self::build_on(config, backends, machine)
+    }
+
+    /// Builds the server as if the machine had other devices: for tests.
+    ///
+    /// # Errors
+    /// As [`App::build`].
+    pub fn build_on(config: ServerConfig, backends: BackendRegistry, machine: Machine) -> Result<Self> {
+        let Machine { gpus, monitor } = machine;
         fix_thresholds();
         let loading = LoadingRuntime::start(&config)?;
         let security = Security::open(&config.security)?;
@@ -161,9 +183,8 @@ impl App {
                 }
             }
         }
-        let selection = select(&config.devices, &Err("this version runs models on the cpu only".to_owned()))?;
+        let selection = select(&config.devices, &gpus)?;
         tracing::info!(devices = ?selection.devices, reason = selection.reason, "devices chosen");
-        let monitor = open_devices();
         let resources = resources(&config.rate_limit, &selection.devices);
         let mut executors = Vec::new();
         let mut devices = Vec::new();
@@ -176,7 +197,7 @@ impl App {
                 short_ways,
                 resources.clone().unwrap_or_default(),
             )?;
-            let pool = open_pool(&config.cache, device, &monitor)?;
+            let pool = open_pool(&config.cache, device, &*monitor)?;
             devices.push(DevicePlace {
                 pool,
                 executor: executor.handle(),
@@ -219,11 +240,11 @@ impl App {
             eviction: config.cache.eviction,
             room_wait: config.cache.room_wait,
             repository_poll: config.repository_poll,
+            max_copies: config.max_copies,
         };
         let models = ModelManager::new(loader, options, Arc::clone(&metrics));
         let shared_memory = SharedMemory::new(config.allow_client_shm);
         let directory = config.cache.directory.clone();
-        let monitor = Arc::new(monitor);
         let server = InferenceServer::new(models, metrics, monitor, shared_memory, tracer.clone(), directory);
         Ok(Self { config, server, registered, keys, security, executors, loading, tracer, traces })
     }

@@ -242,6 +242,8 @@ pub struct ServerConfig {
     pub unknown_config_fields: UnknownConfigFields,
     /// How many loads run at once.
     pub load_concurrency: usize,
+    /// The most copies of a model that the server places; `None` for as many as there are devices of a kind.
+    pub max_copies: Option<usize>,
     /// How long a failed load answers for the next requests.
     pub load_retry: Duration,
     /// How often models in memory are compared with the repository.
@@ -349,7 +351,7 @@ impl ServeOptions {
             ($($field:ident),* $(,)?) => { Self { config: self.config, $($field: self.$field.or(file.$field)),* } };
         }
         or! {
-            model_repository, model_control, load_model, unknown_config_fields, load_concurrency, load_retry_ms,
+            model_repository, model_control, load_model, unknown_config_fields, load_concurrency, max_copies, load_retry_ms,
             repository_poll_s, retain, pin_model, prefetch_model, cache_dir, cache_capacity, memory_limit, eviction,
             eviction_policy, min_residency_ms, room_wait_ms, response_cache_bytes, fetch_concurrency, fetch_parts, fetch_timeout_ms,
             s3_anonymous, s3_region, s3_endpoint, s3_path_style, address, http_port, grpc_port, grpc_max_message_bytes, grpc_max_concurrent_streams,
@@ -394,6 +396,7 @@ impl ServeOptions {
             load_model: self.load_model.unwrap_or_default(),
             unknown_config_fields: self.unknown_config_fields.unwrap_or_default(),
             load_concurrency: self.load_concurrency.map_or(4, NonZeroUsize::get),
+            max_copies: self.max_copies.map(NonZeroUsize::get),
             load_retry: Duration::from_millis(self.load_retry_ms.unwrap_or(1000)),
             repository_poll: self.repository_poll_s.filter(|seconds| *seconds > 0).map(Duration::from_secs),
             retain: self.retain.unwrap_or(true),

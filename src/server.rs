@@ -218,6 +218,11 @@ impl InferenceServer {
         self.0.models.keep_house().await;
     }
 
+    /// Sees where queues pay for more copies of their model as of `now`, as the house does once a second.
+    pub fn spread_copies(&self, now: Instant) {
+        self.0.models.spread(now);
+    }
+
     /// What is where.
     #[must_use]
     pub fn residency(&self, query: &ResidencyQuery) -> ResidencyPage {

@@ -77,6 +77,8 @@ pub struct Executed {
     pub tag: i32,
     /// Inferences in it: the batch dimension of the first input, 1 where there is none.
     pub items: u64,
+    /// Where it ran.
+    pub device: DeviceId,
 }
 
 /// The backend, and the test's hand on it. Clones are the same backend.
@@ -100,7 +102,8 @@ struct State {
 struct OneModel {
     counts: Counts,
     gates: HashMap<Step, Gate>,
-    faults: HashMap<Step, VecDeque<Fault>>,
+    /// What the next steps do; `None` goes well.
+    faults: HashMap<Step, VecDeque<Option<Fault>>>,
 }
 
 /// A gate without an entry is open.
@@ -145,7 +148,12 @@ impl Gated {
 
     /// Makes the next step of this kind that is not spoken for yet go wrong.
     pub fn fail_next(&self, model: &str, step: Step, fault: Fault) {
-        self.change(model, |known| known.faults.entry(step).or_default().push_back(fault));
+        self.change(model, |known| known.faults.entry(step).or_default().push_back(Some(fault)));
+    }
+
+    /// Lets the next step of this kind that is not spoken for yet go well.
+    pub fn spare_next(&self, model: &str, step: Step) {
+        self.change(model, |known| known.faults.entry(step).or_default().push_back(None));
     }
 
     /// What has happened to `model`.
@@ -195,7 +203,7 @@ impl Gated {
         while !state.may_pass(model, step, tag) {
             self.0.opened.wait(&mut state);
         }
-        let fault = state.model(model).faults.get_mut(&step).and_then(VecDeque::pop_front);
+        let fault = state.model(model).faults.get_mut(&step).and_then(VecDeque::pop_front).flatten();
         MutexGuard::unlock_fair(state);
         match fault {
             None => Ok(()),
@@ -266,6 +274,7 @@ impl Drop for Ending<'_> {
 
 struct GatedModel {
     inner: Box<dyn Model>,
+    device: DeviceId,
     has_batches: bool,
     holds: u64,
     alive: Alive,
@@ -273,6 +282,7 @@ struct GatedModel {
 
 struct GatedInstance {
     inner: Box<dyn ModelInstance>,
+    device: DeviceId,
     signature: RuntimeSignature,
     has_batches: bool,
     alive: Alive,
@@ -303,7 +313,7 @@ impl Backend for Gated {
         let inner = Identity.load(files, config, device)?;
         let holds = config.parameters.get("holds_bytes").and_then(|text| text.parse().ok()).unwrap_or_default();
         let alive = Alive::new(self, model, |counts| &mut counts.live_models);
-        Ok(Box::new(GatedModel { inner, has_batches: config.max_batch_size > 0, holds, alive }))
+        Ok(Box::new(GatedModel { inner, device, has_batches: config.max_batch_size > 0, holds, alive }))
     }
 }
 
@@ -317,7 +327,9 @@ impl Model for GatedModel {
         gated.pass(model, Step::Instance, None)?;
         let alive = Alive::new(gated, model, |counts| &mut counts.live_instances);
         let signature = self.inner.signature().clone();
-        Ok(Box::new(GatedInstance { inner: self.inner.instance()?, signature, has_batches: self.has_batches, alive }))
+        let inner = self.inner.instance()?;
+        let Self { device, has_batches, .. } = *self;
+        Ok(Box::new(GatedInstance { inner, device, signature, has_batches, alive }))
     }
 
     fn memory(&self) -> ModelMemory {
@@ -331,13 +343,14 @@ fn tag(batch: &Batch<'_>) -> i32 {
     data.first_chunk::<4>().map_or(0, |bytes| i32::from_le_bytes(*bytes))
 }
 
-/// Notes an execution, which lasts until what this gives is dropped.
-fn begin<'a>(Alive { gated, model, .. }: &'a Alive, has_batches: bool, batch: &Batch<'_>) -> Ending<'a> {
+/// Notes an execution on a device, which lasts until what this gives is dropped.
+fn begin<'a>(alive: &'a Alive, device: DeviceId, has_batches: bool, batch: &Batch<'_>) -> Ending<'a> {
+    let Alive { gated, model, .. } = alive;
     let first = batch.inputs.first().map(|input| &input.tensor);
     let tag = tag(batch);
     let dims = first.map(|tensor| tensor.shape().dims()).unwrap_or_default();
     let items = dims.first().filter(|_| has_batches).map_or(1, |dim| dim.unsigned_abs());
-    gated.0.state.lock().order.push(Executed { model: model.clone(), tag, items });
+    gated.0.state.lock().order.push(Executed { model: model.clone(), tag, items, device });
     gated.change(model, |known| {
         let counts = &mut known.counts;
         counts.executions_begun += 1;
@@ -348,7 +361,7 @@ fn begin<'a>(Alive { gated, model, .. }: &'a Alive, has_batches: bool, batch: &B
 
 impl ModelInstance for GatedInstance {
     fn execute(&mut self, batch: &Batch<'_>) -> Result<Execution> {
-        let _ending = begin(&self.alive, self.has_batches, batch);
+        let _ending = begin(&self.alive, self.device, self.has_batches, batch);
         self.alive.gated.pass(&self.alive.model, Step::Execute, Some(tag(batch)))?;
         self.inner.execute(batch)
     }
@@ -358,7 +371,7 @@ impl ModelInstance for GatedInstance {
         batch: &Batch<'_>,
         answer: &mut dyn FnMut(NamedTensors) -> ControlFlow<()>,
     ) -> Result<Streamed> {
-        let _ending = begin(&self.alive, self.has_batches, batch);
+        let _ending = begin(&self.alive, self.device, self.has_batches, batch);
         let Alive { gated, model, .. } = &self.alive;
         gated.pass(model, Step::Execute, Some(tag(batch)))?;
         let compute_start = Instant::now();

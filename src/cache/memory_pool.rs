@@ -109,6 +109,17 @@ pub struct PoolBook {
     pub models: usize,
 }
 
+/// How much room there is, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolRoom {
+    /// What may be booked.
+    pub limit: u64,
+    /// What is not.
+    pub free: u64,
+    /// Models that are there or on their way.
+    pub models: usize,
+}
+
 /// Hears of room. While one lives, models that fall idle say so.
 pub struct RoomWaiter {
     pool: MemoryPool,
@@ -201,6 +212,40 @@ impl MemoryPool {
         drop(table);
         let lease = MemoryLease { pool: self.clone(), name: Arc::clone(name), bytes: weight.bytes };
         Ok(Reservation { lease, eviction })
+    }
+
+    /// Who would leave for such a reservation. Nothing is booked and nobody leaves.
+    ///
+    /// # Errors
+    /// As [`MemoryPool::try_reserve`].
+    pub fn preview(
+        &self,
+        name: &Name,
+        weight: Weight,
+        now: Instant,
+        busy: Busy<'_>,
+    ) -> Result<Vec<(Name, Entry)>, Refusal> {
+        self.count_uses(now);
+        let table = self.0.table.lock();
+        if table.get(name).is_some_and(|entry| entry.stage == Stage::Leaving) {
+            return Err(Refusal::Present);
+        }
+        table.preview(name, weight.bytes.max(LEAST_BYTES), now, busy)
+    }
+
+    /// The sums that need no walk over what may go: what may be booked, what is free of it, and how many models there are.
+    #[must_use]
+    pub fn room(&self) -> PoolRoom {
+        let table = self.0.table.lock();
+        PoolRoom { limit: table.limit(), free: table.free(), models: table.len() }
+    }
+
+    /// Tells the policy of uses that were counted elsewhere: of a model with copies on several devices.
+    pub fn touch(&self, name: &Name, touches: u32, now: Instant) {
+        let mut table = self.0.table.lock();
+        for _ in 0..touches {
+            table.touch(name, now);
+        }
     }
 
     /// Whether bytes that are booked may be used: everybody who had to leave is gone.

@@ -10,6 +10,8 @@
 //! measurement ([`CacheTable::correct`]) found more than was reserved; an eviction that would not make enough room does
 //! not happen.
 
+mod preview;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -378,9 +380,17 @@ impl<K: Key> CacheTable<K> {
         now: Instant,
         busy: &dyn Fn(&K) -> bool,
     ) -> Result<Eviction<K>, Refusal> {
+        let (keys, lru) = self.choose(need, now, busy)?;
+        let unlike_lru = keys.iter().filter(|key| !lru.contains(key)).count();
+        let victims = keys.into_iter().filter_map(|key| self.leave(key, now)).collect();
+        Ok(Eviction { victims, unlike_lru })
+    }
+
+    /// Who should leave so that `need` bytes are free, and who would by the least recently used rule.
+    fn choose(&self, need: u64, now: Instant, busy: &dyn Fn(&K) -> bool) -> Result<(Vec<K>, Vec<K>), Refusal> {
         let missing = self.booked.saturating_add(need).saturating_sub(self.limit);
         if missing == 0 {
-            return Ok(Eviction::default());
+            return Ok((Vec::new(), Vec::new()));
         }
         let refuse = |evictable: u64| {
             let pinned = self.booked.saturating_sub(evictable);
@@ -395,9 +405,7 @@ impl<K: Key> CacheTable<K> {
             |key: &K| self.entries.get(key).is_none_or(|entry| !entry.may_go(self.min_residency, now)) || busy(key);
         let keys = self.policy.victims(missing, &excluded).map_err(|no_room| refuse(no_room.evictable))?;
         let lru = self.shadow.victims(missing, &excluded).unwrap_or_default();
-        let unlike_lru = keys.iter().filter(|key| !lru.contains(key)).count();
-        let victims = keys.into_iter().filter_map(|key| self.leave(key, now)).collect();
-        Ok(Eviction { victims, unlike_lru })
+        Ok((keys, lru))
     }
 
     /// Entries that may go as of `now`, whoever should go first in front.

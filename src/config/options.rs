@@ -47,6 +47,11 @@ pub struct ServeOptions {
     #[arg(long, value_name = "N", env = "ROUNDHOUSE_LOAD_CONCURRENCY", help_heading = "Models")]
     pub load_concurrency: Option<NonZeroUsize>,
 
+    /// The most copies of one model, on devices of one kind, that the server makes where it chose the device itself and the
+    /// model's queue costs more than a load; 1 makes none. [default: as many as there are such devices]
+    #[arg(long, value_name = "N", env = "ROUNDHOUSE_MAX_COPIES", help_heading = "Models")]
+    pub max_copies: Option<NonZeroUsize>,
+
     /// How long a failed load is remembered before a request tries it again, in milliseconds; an explicit load always
     /// tries. [default: 1000]
     #[arg(long, value_name = "MS", env = "ROUNDHOUSE_LOAD_RETRY_MS", help_heading = "Models")]

@@ -2,25 +2,28 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 
+use super::copies::Models;
 use super::flight::Flight;
 use super::handle::{Engine, Home, LoadedVersion, TensorMetadata};
 use super::initial_state::initial_states;
-use super::members::{count, members};
+use super::loader::DevicePlace;
+use super::members::{member, members as members_of};
 use super::plan::Plan;
 use super::warm_up::WarmUp;
 use crate::backend::{Model, ModelFiles};
 use crate::cache::response::ResponseCache;
 use crate::error::{Error, ErrorKind, Result};
-use crate::inference::{DeviceId, ModelId, Version};
+use crate::inference::{ModelId, Version};
 use crate::metrics::statistics::ModelStatistics;
 use crate::model_config::complete::RuntimeSignature;
-use crate::model_config::{InstanceKind, ModelConfig};
-use crate::scheduler::queue::{ModelQueue, Scheduling};
+use crate::model_config::{InstanceGroup, ModelConfig};
+use crate::scheduler::queue::{MemberId, ModelQueue, Scheduling};
 use crate::scheduler::sequence::feed::Feed;
 use crate::scheduler::sequence::line::Sequencing;
 use crate::sync::PinCount;
@@ -29,47 +32,40 @@ use crate::tensor::DataType;
 /// The largest file of class names, in bytes.
 const MAX_LABEL_BYTES: u64 = 16 << 20;
 
-/// Loads one version and warms it up; `None` where nobody waits for it any more. Blocking.
+/// Loads one version on each of its devices and warms it up; `None` where nobody waits for it any more. Gives the runtime's
+/// models in the order of the devices. Blocking.
 pub(super) fn load_version(
     plan: &Plan,
     version: Version,
     began: Instant,
     home: &Arc<Home>,
     flight: &Arc<Flight>,
-) -> Result<Option<LoadedVersion>> {
-    let directory = plan.tree.directory.clone();
-    let version_directory = match &plan.tree.bare_file {
-        Some(_) => directory.clone(),
-        None => directory.join(version.to_string()),
-    };
-    let files = ModelFiles {
-        directory,
-        version_directory,
-        version,
-        model_file: plan.tree.bare_file.clone(),
-        derived: plan.derived.clone(),
-    };
-    let model: Arc<dyn Model> = plan.backend.load(&files, &plan.config, plan.place.device())?.into();
-    let mut config = plan.config.clone();
-    let kind = match plan.place.device() {
-        DeviceId::Cpu => InstanceKind::Cpu,
-        DeviceId::Gpu(_) => InstanceKind::Gpu,
-    };
-    let instances = count(&config, &plan.place)?;
-    config.complete(model.signature())?;
-    let instances = u32::try_from(instances).unwrap_or(u32::MAX);
-    config.normalize(plan.backend.default_model_file(), kind, instances)?;
+) -> Result<Option<(LoadedVersion, Models)>> {
+    let files = files_of(plan, version);
+    let mut models: SmallVec<[Arc<dyn Model>; 1]> = SmallVec::new();
+    for (_, place) in &plan.sites {
+        if !flight.is_wanted() {
+            return Ok(None);
+        }
+        models.push(plan.backend.load(&files, &plan.config, place.device())?.into());
+    }
+    let first = models.first().ok_or_else(|| Error::internal("a model without a device"))?;
+    let config = plan.complete(first.signature())?;
     // A bare file in the repository's root has the whole repository for its folder.
     let folder = plan.tree.owns_directory.then_some(files.directory.as_path());
-    let (inputs, outputs, output_indexes) = describe(&config, model.signature(), folder)?;
+    let (inputs, outputs, output_indexes) = describe(&config, first.signature(), folder)?;
     let feed = match &config.sequence_batching {
         None => None,
-        Some(batching) => Some(Feed::of(&config, model.signature(), initial_states(batching, folder)?)?),
+        Some(batching) => Some(Feed::of(&config, first.signature(), initial_states(batching, folder)?)?),
     };
     let warm_up = WarmUp::prepare(&config, folder, &output_indexes, feed.as_ref(), flight)?;
-    let model = warm_up.around(model);
     let statistics = Arc::new(ModelStatistics::default());
-    let members = members(&config, &plan.place, &model)?;
+    let (mut members, mut weak) = (Vec::new(), Models::new());
+    for ((site, place), model) in plan.sites.iter().zip(models) {
+        let model = warm_up.around(model);
+        weak.push(Arc::downgrade(&model));
+        members.extend(members_of(&config, site, place, &model)?);
+    }
     let mut scheduling = Scheduling::of(&config, plan.queue_capacity)?;
     scheduling.sequences = feed.and_then(|feed| Sequencing::of(&plan.name, &config, feed, plan.queue_capacity));
     let queue = ModelQueue::new(members, scheduling, Arc::clone(&statistics));
@@ -77,17 +73,17 @@ pub(super) fn load_version(
         return Ok(None);
     }
     let queue = queue?;
-    Ok(Some(LoadedVersion {
+    let config = Arc::new(config);
+    let loaded = LoadedVersion {
         id: ModelId { name: Arc::clone(&plan.name), version },
         max_batch_size: u64::from(config.max_batch_size),
         inference_type: plan.inference_type,
-        config: Arc::new(config),
+        now: ArcSwap::new(Arc::clone(&config)),
+        config,
         inputs,
         outputs,
         output_indexes,
-        device: plan.place.device(),
         engine: Engine::Queue(queue),
-        model: Some(Arc::downgrade(&model)),
         statistics,
         responses: plan.responses.as_ref().map(ResponseCache::responses),
         warm_up: warm_up.finish(),
@@ -95,7 +91,80 @@ pub(super) fn load_version(
         loaded_at: SystemTime::now(),
         pins: PinCount::default(),
         home: Arc::clone(home),
-    }))
+    };
+    Ok(Some((loaded, weak)))
+}
+
+/// The runtime's model of a version on one device, and the names of its members by group.
+pub(super) type Joined = (Weak<dyn Model>, Vec<MemberId>);
+
+/// Instances for a version that answers already.
+pub(super) struct Another<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) loaded: &'a LoadedVersion,
+    pub(super) flight: &'a Arc<Flight>,
+}
+
+impl Another<'_> {
+    /// Loads the version on another device and has its groups there take work; `None` where nobody waits for it any
+    /// more. Gives the names of the members, by group. Blocking.
+    pub(super) fn copy(&self, groups: &[InstanceGroup], place: &DevicePlace) -> Result<Option<Joined>> {
+        let files = files_of(self.plan, self.loaded.id.version);
+        let model: Arc<dyn Model> = self.plan.backend.load(&files, &self.plan.config, place.device())?.into();
+        let warm_up = self.warm_up()?;
+        let model = warm_up.around(model);
+        let members = groups.iter().map(|group| member(group, place, &model)).collect::<Result<Vec<_>>>()?;
+        let added = self.queue()?.add(members);
+        if warm_up.was_abandoned() {
+            return Ok(None);
+        }
+        let added = added?;
+        let _ran_for = warm_up.finish();
+        Ok(Some((Arc::downgrade(&model), added)))
+    }
+
+    /// Has another group take work beside those that run a model. Blocking.
+    pub(super) fn group(&self, group: &InstanceGroup, place: &DevicePlace, model: Arc<dyn Model>) -> Result<MemberId> {
+        let warm_up = self.warm_up()?;
+        let added = self.queue()?.add(vec![member(group, place, &warm_up.around(model))?])?;
+        let _ran_for = warm_up.finish();
+        added.first().copied().ok_or_else(|| Error::internal("a member came without a name"))
+    }
+
+    /// More instances for a group. Blocking.
+    pub(super) fn grow(&self, id: MemberId, count: usize, model: Arc<dyn Model>) -> Result<()> {
+        let warm_up = self.warm_up()?;
+        let model = warm_up.around(model);
+        let fresh = (0..count).map(|_| model.instance()).collect::<Result<Vec<_>>>()?;
+        self.queue()?.grow(id, fresh)?;
+        let _ran_for = warm_up.finish();
+        Ok(())
+    }
+
+    fn queue(&self) -> Result<&Arc<ModelQueue>> {
+        self.loaded.queue().ok_or_else(|| Error::internal("an ensemble has no instances"))
+    }
+
+    fn warm_up(&self) -> Result<WarmUp> {
+        let folder = self.plan.tree.owns_directory.then_some(self.plan.tree.directory.as_path());
+        let (config, outputs) = (&self.loaded.config, &self.loaded.output_indexes);
+        WarmUp::prepare(config, folder, outputs, None, self.flight)
+    }
+}
+
+fn files_of(plan: &Plan, version: Version) -> ModelFiles {
+    let directory = plan.tree.directory.clone();
+    let version_directory = match &plan.tree.bare_file {
+        Some(_) => directory.clone(),
+        None => directory.join(version.to_string()),
+    };
+    ModelFiles {
+        directory,
+        version_directory,
+        version,
+        model_file: plan.tree.bare_file.clone(),
+        derived: plan.derived.clone(),
+    }
 }
 
 type Described = (Vec<TensorMetadata>, Vec<TensorMetadata>, SmallVec<[usize; 4]>);

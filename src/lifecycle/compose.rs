@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use futures_util::future::{BoxFuture, try_join_all};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -12,10 +13,11 @@ use smallvec::SmallVec;
 use super::acquire::Asker;
 use super::assemble::read_labels;
 use super::composition::Composition;
+use super::copies::DeviceCopy;
 use super::files::Found;
 use super::flight::{Flight, Urgency};
-use super::handle::{Engine, Home, LoadedVersion, Resident, TensorMetadata};
-use super::loader::{LoadError, Loader, Versions};
+use super::handle::{Engine, Home, LoadedVersion, Resident, TensorMetadata, Versions};
+use super::loader::{LoadError, Loader};
 use super::residency::{EvictionReason, LastLoad, Phases, Retention};
 use super::slot::{Departure, Slot};
 use super::{ModelManager, Name, parts};
@@ -23,7 +25,7 @@ use crate::cache::eviction::Weight;
 use crate::cache::memory_pool::LEAST_BYTES;
 use crate::config::sagemaker::InferenceType;
 use crate::error::{Error, ErrorKind, Result};
-use crate::inference::{DeviceId, ModelId, Version};
+use crate::inference::{ModelId, Version};
 use crate::metrics::statistics::ModelStatistics;
 use crate::model_config::ModelConfig;
 use crate::model_config::ensemble::EnsembleScheduling;
@@ -135,7 +137,7 @@ impl EnsemblePlan {
                 output_indexes: (0..outputs.len()).collect::<SmallVec<_>>(),
                 max_batch_size: u64::from(config.max_batch_size),
                 inference_type: self.inference_type,
-                device: DeviceId::Cpu,
+                now: ArcSwap::new(Arc::clone(&config)),
                 engine: Engine::Ensemble(Arc::clone(&composition)),
                 statistics: Arc::new(ModelStatistics::default()),
                 responses: None,
@@ -143,7 +145,6 @@ impl EnsemblePlan {
                 warm_up: Duration::ZERO,
                 loaded_at: SystemTime::now(),
                 pins: PinCount::default(),
-                model: None,
                 home: Arc::clone(home),
             })
         };
@@ -226,18 +227,19 @@ impl Loader {
         let versions = plan.assemble(Arc::new(config), Arc::new(composition), (&models, &home), began);
         phases.initialise = initialising.elapsed();
         lease.ready(phases.total().as_secs_f64(), Instant::now());
+        let bytes = lease.bytes();
         let resident = Resident {
             versions,
-            pool: pool.clone(),
-            loaded_bytes: lease.bytes(),
-            exact: false,
+            copies: vec![Arc::new(DeviceCopy::of_ensemble(lease, phases.total()))],
+            source: Arc::new(plan.config),
             fingerprint,
+            weights: None,
             retention,
             given_config,
-            files: Mutex::default(),
-            lease: Mutex::new(Some(lease)),
+            is_free: false,
+            files: Arc::default(),
         };
-        let last = LastLoad { at: SystemTime::now(), from, phases, bytes: resident.loaded_bytes };
+        let last = LastLoad { at: SystemTime::now(), from, phases, bytes };
         Ok((resident, last))
     }
 

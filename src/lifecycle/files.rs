@@ -165,6 +165,8 @@ pub(super) struct Found {
     pub(super) content: Fingerprint,
     /// Which of the models in an archive it is, where it came with another.
     part: Option<String>,
+    /// Names them without the text of their configuration; `None` where the repository was not asked.
+    pub(super) weights: Option<Fingerprint>,
     /// Where they were when they were asked for.
     pub(super) from: Tier,
     entry: Option<(DiskHandle, PathBuf)>,
@@ -209,13 +211,14 @@ impl Loader {
             };
             phases.resolve += began.elapsed();
             let content = manifest.fingerprint();
+            let weights = Some(manifest.weights());
             if unchanged(part.map_or(content, |part| content.of_part(part))) {
                 return Ok(None);
             }
             if manifest.local.is_some() && manifest.form != Form::Archive {
                 let read = self.loading.spawn_blocking(move || ModelTree::of(&manifest)).await;
                 let tree = read.unwrap_or_else(|panic| Err(panicked(panic)))?;
-                let found = Found::of(tree, content, Tier::Disk, None);
+                let found = Found { weights, ..Found::of(tree, content, Tier::Disk, None) };
                 return Ok(Some(self.part(found, part).await?));
             }
             let fetching = Instant::now();
@@ -224,7 +227,7 @@ impl Loader {
                     if from == Tier::Remote {
                         phases.fetch += fetching.elapsed();
                     }
-                    let found = self.found(handle, from).await?;
+                    let found = Found { weights, ..self.found(handle, from).await? };
                     return Ok(Some(self.part(found, part).await?));
                 }
                 Err(EnsureError::Changed) if changes < CHANGES => changes += 1,
@@ -294,7 +297,7 @@ impl Loader {
             let tree = found.tree.part(&part)?.ok_or_else(gone)?;
             let derived = |(handle, folder): (DiskHandle, PathBuf)| (handle, folder.join(&part));
             let (fingerprint, entry) = (found.content.of_part(&part), found.entry.map(derived));
-            Ok(Found { tree, fingerprint, entry, part: Some(part), ..found })
+            Ok(Found { tree, fingerprint, weights: None, entry, part: Some(part), ..found })
         };
         self.loading.spawn_blocking(read).await.unwrap_or_else(|panic| Err(panicked(panic)))
     }
@@ -307,7 +310,7 @@ fn chooser(given: Option<ModelConfig>, unknown: UnknownFields) -> Arc<ChooseVers
 
 impl Found {
     const fn of(tree: ModelTree, content: Fingerprint, from: Tier, entry: Option<(DiskHandle, PathBuf)>) -> Self {
-        Self { tree, fingerprint: content, content, part: None, from, entry }
+        Self { tree, fingerprint: content, content, weights: None, part: None, from, entry }
     }
 
     /// What loads of it onto a device are noted under.

@@ -19,6 +19,8 @@ pub(super) enum Operation {
     Load,
     /// Takes it out.
     Unload,
+    /// Brings or takes one of several copies; the model answers meanwhile.
+    Change,
 }
 
 /// How an operation ended.
@@ -132,6 +134,12 @@ impl Flight {
     /// Whether somebody waits, or insisted.
     pub(super) fn is_wanted(&self) -> bool {
         self.insisted.load(Ordering::Acquire) || self.waiters.load(Ordering::Acquire) > 0
+    }
+
+    /// Takes back that it is to go on: something else is wanted of the model.
+    pub(super) fn give_up(&self) {
+        self.insisted.store(false, Ordering::Release);
+        self.deserted.notify_waiters();
     }
 
     /// Says that the repository is about to be asked: what changes there from now on may be missed.

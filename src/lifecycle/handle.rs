@@ -2,25 +2,25 @@
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use compact_str::CompactString;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::composition::Composition;
+use super::copies::DeviceCopy;
 use super::files::KeptFiles;
 use super::loader::Loader;
 use super::residency::{Retention, Tier};
 use super::{Name, parts};
-use crate::backend::{Model, ModelMemory};
-use crate::cache::memory_pool::{MemoryLease, MemoryPool, Uses};
+use crate::cache::memory_pool::Uses;
 use crate::cache::response::Responses;
 use crate::config::sagemaker::InferenceType;
 use crate::error::{Error, Result};
-use crate::inference::DeviceId;
 use crate::inference::{ModelId, Version};
 use crate::metrics::statistics::ModelStatistics;
 use crate::model_config::ModelConfig;
@@ -50,8 +50,10 @@ pub struct TensorMetadata {
 pub struct LoadedVersion {
     /// Its name and number.
     pub id: ModelId,
-    /// Its complete configuration.
+    /// Its complete configuration as it was loaded; its `instance_group` may have changed since.
     pub config: Arc<ModelConfig>,
+    /// The same with the instance groups of now.
+    pub(super) now: ArcSwap<ModelConfig>,
     /// What callers may send, in the order of the configuration.
     pub inputs: Vec<TensorMetadata>,
     /// What callers get, in the order of the configuration.
@@ -62,8 +64,6 @@ pub struct LoadedVersion {
     pub max_batch_size: u64,
     /// How the bodies of its invocations are read on SageMaker's port, where its configuration says so.
     pub inference_type: Option<InferenceType>,
-    /// Where it runs.
-    pub device: DeviceId,
     /// What answers.
     pub engine: Engine,
     /// What it counts.
@@ -77,8 +77,6 @@ pub struct LoadedVersion {
     /// When it became ready.
     pub loaded_at: SystemTime,
     pub(super) pins: PinCount,
-    /// Alive as long as its queue is; an ensemble has none.
-    pub(super) model: Option<Weak<dyn Model>>,
     pub(super) home: Arc<Home>,
 }
 
@@ -123,6 +121,11 @@ impl LoadedVersion {
         }
     }
 
+    /// Whether its instances may come and go.
+    pub(super) fn is_flexible(&self) -> bool {
+        self.queue().is_some_and(|queue| queue.is_flexible())
+    }
+
     /// Requests that wait for an instance.
     #[must_use]
     pub fn pending(&self) -> usize {
@@ -135,18 +138,10 @@ impl LoadedVersion {
         parts::is_part(&self.id.name)
     }
 
-    fn model(&self) -> Option<Arc<dyn Model>> {
-        self.model.as_ref().and_then(Weak::upgrade)
-    }
-
-    /// What its runtime says that it holds.
-    pub(super) fn memory(&self) -> Option<ModelMemory> {
-        self.model().map(|model| model.memory())
-    }
-
-    /// Whether it reads its files while it lives.
-    pub(super) fn keeps_files(&self) -> bool {
-        self.model().is_some_and(|model| model.keeps_files())
+    /// Its complete configuration, with the instance groups that it has now.
+    #[must_use]
+    pub fn config_now(&self) -> Arc<ModelConfig> {
+        self.now.load_full()
     }
 
     /// Waits until the last handle is gone and frees the model, on a thread that may block.
@@ -237,20 +232,25 @@ impl Drop for ModelHandle {
     }
 }
 
-/// The loaded versions of a model, ascending; at least one.
+pub(super) type Versions = SmallVec<[Arc<LoadedVersion>; 1]>;
+
+/// The loaded versions of a model, ascending; at least one. Does not change: where copies come or go, another one takes its
+/// place in the slot, with the same versions.
 pub struct Resident {
-    pub(super) versions: SmallVec<[Arc<LoadedVersion>; 1]>,
-    pub(super) pool: MemoryPool,
-    pub(super) lease: Mutex<Option<MemoryLease>>,
-    /// Bytes of the lease without what runs have taken since.
-    pub(super) loaded_bytes: u64,
-    /// Whether the runtime counts all bytes itself.
-    pub(super) exact: bool,
+    pub(super) versions: Versions,
+    /// One a device, in the order of the devices as it was loaded.
+    pub(super) copies: Vec<Arc<DeviceCopy>>,
+    /// The configuration before it was completed.
+    pub(super) source: Arc<ModelConfig>,
     pub(super) fingerprint: Fingerprint,
+    /// What its files are but for the text of its configuration, where that is known.
+    pub(super) weights: Option<Fingerprint>,
     pub(super) retention: Retention,
     /// Whether it was loaded with a configuration that is not the repository's.
     pub(super) given_config: bool,
-    pub(super) files: Mutex<Option<KeptFiles>>,
+    /// Whether the server chose its device, and may choose more.
+    pub(super) is_free: bool,
+    pub(super) files: Arc<Mutex<Option<KeptFiles>>>,
 }
 
 impl Resident {
@@ -271,25 +271,17 @@ impl Resident {
         self.in_use() > 0 || self.has_sequences()
     }
 
-    /// Bytes booked for it.
+    /// Bytes booked for it, on all devices.
     pub(super) fn booked(&self) -> u64 {
-        self.lease.lock().as_ref().map_or(0, MemoryLease::bytes)
+        self.copies.iter().map(|copy| copy.booked()).sum()
     }
 
     /// Its memory is free: whoever still looks at what it was holds none of it.
     pub(super) fn give_back(&self) {
-        drop(self.lease.lock().take());
+        for copy in &self.copies {
+            copy.give_back();
+        }
         drop(self.files.lock().take());
-    }
-
-    /// What all of it holds now, as the runtime says.
-    pub(super) fn bytes_now(&self) -> u64 {
-        let each = self.versions.iter().filter_map(|version| version.memory());
-        let (exact, runs) = each.fold((0_u64, 0_u64), |(exact, runs), memory| match memory {
-            ModelMemory::Exact(bytes) => (exact.saturating_add(bytes), runs),
-            ModelMemory::Runs(bytes) => (exact, runs.saturating_add(bytes)),
-        });
-        if self.exact { exact } else { self.loaded_bytes.saturating_add(runs) }
     }
 
     /// The loaded versions, ascending.

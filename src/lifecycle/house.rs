@@ -13,7 +13,6 @@ use super::flight::Operation;
 use super::residency::EvictionReason;
 use super::slot::{Departure, Entered};
 use super::{ModelManager, Name, parts};
-use crate::cache::memory_pool::MemoryPool;
 use crate::config::Eviction;
 use crate::error::{ErrorKind, Result};
 use crate::repository::check_name;
@@ -44,6 +43,7 @@ impl ModelManager {
                 _ = tick.tick() => {
                     self.count();
                     held.retain(|name| !self.dismiss(name));
+                    self.spread(Instant::now());
                     let is_idle = polling.as_ref().is_none_or(|task| task.is_finished());
                     if is_idle && poll_at.is_some_and(|at| at <= tokio::time::Instant::now()) {
                         let manager = self.clone();
@@ -79,11 +79,19 @@ impl ModelManager {
         if hits > 0 {
             self.0.used.store(true, Ordering::Release);
         }
-        for (name, touches) in pools().flat_map(MemoryPool::take_used) {
+        for (pool, (name, touches)) in
+            pools().flat_map(|pool| pool.take_used().into_iter().map(move |used| (pool, used)))
+        {
             // What a part was loaded from is its archive.
-            let (name, _) = parts::split(&name);
+            let (owner, _) = parts::split(&name);
             for _ in 0..touches {
-                self.0.loader.files.touch(name);
+                self.0.loader.files.touch(owner);
+            }
+            // Uses are counted on one device, and its other copies are as worth keeping.
+            if let Some(resident) = self.resident_model(&name).filter(|resident| resident.copies.len() > 1) {
+                for copy in resident.copies.iter().filter(|copy| copy.device() != pool.device()) {
+                    copy.pool.touch(&name, touches, now);
+                }
             }
         }
         let hits = hits.saturating_sub(self.0.waited.swap(0, Ordering::Relaxed));
@@ -102,19 +110,23 @@ impl ModelManager {
         }
         for slot in self.0.models.load().values() {
             let Some(resident) = slot.resident() else { continue };
-            let bytes = resident.bytes_now();
-            // Small changes are not worth a line in the book.
-            if bytes.abs_diff(resident.booked()) > resident.booked() / 64
-                && let Err(error) = self.correct(&slot.name, &resident, bytes)
-            {
-                tracing::warn!(model = %slot.name, error = %error.report(), "over the memory limit, and nobody may leave now");
+            for copy in &resident.copies {
+                let bytes = copy.bytes_now();
+                // Small changes are not worth a line in the book.
+                if bytes.abs_diff(copy.booked()) > copy.booked() / 64
+                    && let Err(error) = self.correct(&slot.name, copy, bytes)
+                {
+                    tracing::warn!(model = %slot.name, error = %error.report(), "over the memory limit, and nobody may leave now");
+                }
             }
         }
     }
 
     /// Unloads the ensembles that were not asked for the longest where there are very many: they hold little, not nothing.
     fn relieve_ensembles(&self) {
-        let busy = |name: &Name| self.0.options.eviction == Eviction::External || self.is_busy(name);
+        let busy = |name: &Name| {
+            self.0.options.eviction == Eviction::External || self.is_busy(name, self.0.ensembles.device())
+        };
         let book = self.0.ensembles.book(Instant::now(), &busy);
         if let Some(more @ 1..) = book.models.checked_sub(MOST_ENSEMBLES) {
             for name in self.0.ensembles.line(Instant::now(), &busy).into_iter().take(more) {
@@ -224,7 +236,7 @@ impl ModelManager {
             let slot = self.slot(name);
             slot.set_pinned(true, self);
             match slot.resident() {
-                Some(resident) if !resident.pool.is_leaving(&slot.name) => return Ok(()),
+                Some(resident) if resident.copies.iter().any(|copy| !copy.is_leaving(&slot.name)) => return Ok(()),
                 // Chosen to leave before it was pinned: it leaves, and comes back pinned.
                 _ => self.unload_because(name, Departure::because(EvictionReason::Room)).await?,
             }

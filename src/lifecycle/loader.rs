@@ -3,29 +3,25 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::Mutex;
-use smallvec::SmallVec;
-
 use super::assemble::load_version;
+use super::copies::Models;
 use super::files::{Files, Found, Wanted};
 use super::flight::Flight;
 use super::gate::LoadPermit;
-use super::handle::{Home, LoadedVersion, Resident};
-use super::need::{Past, need, plausible};
+use super::handle::{Home, Resident, Versions};
+use super::measure::{Brought, placed_groups};
 use super::plan::{Plan, Planned};
-use super::residency::{EvictionReason, LastLoad, Phases, Retention};
-use super::room::{RoomError, reserve};
+use super::residency::{LastLoad, Phases, Retention};
+use super::room::{Evicts, RoomError, Want, reserve};
 use super::slot::Slot;
+use super::update::{Update, is_in_place};
 use super::{ModelManager, Name};
-use crate::backend::ModelMemory;
 use crate::backend::registry::BackendRegistry;
-use crate::cache::eviction::Weight;
 use crate::cache::memory_pool::{MemoryLease, MemoryPool};
 use crate::cache::response::ResponseCache;
-use crate::cache::table::Eviction;
-use crate::config::{self, ModelControl};
+use crate::config::ModelControl;
 use crate::device::allocator::Meter;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::inference::{DeviceId, Version};
 use crate::model_config::{ModelConfig, UnknownFields};
 use crate::repository::ModelRepository;
@@ -95,7 +91,13 @@ impl From<Error> for LoadError {
     }
 }
 
-pub(super) type Versions = SmallVec<[Arc<LoadedVersion>; 1]>;
+/// What came of a load.
+pub(super) enum Loaded {
+    /// Another copy of the model, to answer from now on.
+    Fresh(Resident, LastLoad),
+    /// The model that answers, with other instances.
+    Updated(Resident),
+}
 
 /// A load that may use its memory.
 pub(super) struct Prepared {
@@ -103,7 +105,9 @@ pub(super) struct Prepared {
     phases: Phases,
     plan: Plan,
     files: Found,
-    lease: MemoryLease,
+    /// One a device.
+    leases: Vec<MemoryLease>,
+    source: Arc<ModelConfig>,
     given_config: bool,
     _permit: LoadPermit,
 }
@@ -114,27 +118,36 @@ enum Stage {
     Prepared(Box<Prepared>),
     /// It is over: an ensemble has nothing to initialise.
     Composed(Box<(Resident, LastLoad)>),
+    /// Nothing is to be loaded but instances for what answers.
+    Update(Box<Update>),
 }
 
 impl Loader {
-    /// Loads the slot's model, with the repository's configuration or the given one. Until its memory is booked a load
-    /// stops at once where nobody wants it any more, from then on between two versions; what is loaded is kept, and the
-    /// next caller finds it.
+    /// Loads the slot's model, with the repository's configuration or the given one; or changes the instances of what
+    /// answers, where that is all that is different. Until its memory is booked a load stops at once where nobody wants it
+    /// any more, from then on between two versions; what is loaded is kept, and the next caller finds it.
     pub(super) async fn load(
         &self,
         manager: &ModelManager,
         slot: &Arc<Slot>,
         flight: &Arc<Flight>,
         given: Option<ModelConfig>,
-    ) -> Result<(Resident, LastLoad), LoadError> {
+    ) -> Result<Loaded, LoadError> {
         let prepared = tokio::select! {
             biased;
             prepared = self.prepare(manager, slot, flight, given) => prepared?,
             () = flight.deserted() => return Err(LoadError::Abandoned),
         };
         match prepared {
-            Stage::Prepared(prepared) => self.initialise(manager, &slot.name, flight, *prepared).await,
-            Stage::Composed(composed) => Ok(*composed),
+            Stage::Prepared(prepared) => {
+                let (resident, last) = self.initialise(manager, &slot.name, flight, *prepared).await?;
+                Ok(Loaded::Fresh(resident, last))
+            }
+            Stage::Composed(composed) => {
+                let (resident, last) = *composed;
+                Ok(Loaded::Fresh(resident, last))
+            }
+            Stage::Update(update) => update.carry_out(manager, slot, flight).await.map(Loaded::Updated),
         }
     }
 
@@ -160,49 +173,65 @@ impl Loader {
             self.complete(manager, slot, flight).await?;
             return Err(LoadError::Unchanged);
         };
-        let failed = |versions: Vec<Version>| move |error| LoadError::Failed { versions, error };
+        let mut plan = match self.planned(manager, name, &files, given).await? {
+            Planned::Model(plan) => *plan,
+            Planned::Ensemble(plan) => {
+                let composing = self.compose(manager, slot, flight, (*plan, files), (began, phases, given_config));
+                return composing.await.map(|composed| Stage::Composed(Box::new(composed)));
+            }
+        };
+        let failed = |versions: &[Version], error| LoadError::Failed { versions: versions.to_vec(), error };
+        let kept = slot.resident().filter(|old| is_in_place(old, name, &plan, &files));
+        let candidates = self.candidates(manager, name, &plan, &files, kept.is_some());
+        self.choose_devices(&mut plan, &candidates).map_err(|error| failed(&plan.versions, error))?;
+        if let Some(resident) = kept {
+            return Ok(Stage::Update(Box::new(Update { resident, plan, files, given_config })));
+        }
+        let waited = Instant::now();
+        if plan.sites.iter().any(|(_, place)| place.pool.is_leaving(name)) {
+            // Whoever was to make room with it waits for that.
+            self.drain(manager, slot).await;
+        }
+        let wants: Vec<Want> =
+            plan.sites.iter().map(|(_, place)| self.want(manager, name, &plan, &files, place)).collect();
+        let mut reserved = reserve(manager, name, &wants, flight, Evicts::ForRequests).await;
+        if let Err(RoomError::OldFirst) = reserved {
+            tracing::info!(model = %name, "no room for a copy beside the one that answers: that one goes first");
+            self.drain(manager, slot).await;
+            let alone: Vec<Want> = wants.into_iter().map(|want| Want { beside: false, ..want }).collect();
+            reserved = reserve(manager, name, &alone, flight, Evicts::ForRequests).await;
+        }
+        let (permit, leases) = reserved.map_err(|error| error.into_load(&plan.versions))?;
+        phases.wait = waited.elapsed();
+        let source = Arc::new(plan.config.clone());
+        let prepared = Prepared { began, phases, plan, files, leases, source, given_config, _permit: permit };
+        Ok(Stage::Prepared(Box::new(prepared)))
+    }
+
+    /// What is to be loaded of files.
+    pub(super) async fn planned(
+        &self,
+        manager: &ModelManager,
+        name: &Name,
+        files: &Found,
+        given: Option<ModelConfig>,
+    ) -> Result<Planned, LoadError> {
         let planned = {
             let (loader, name, tree) = (manager.clone(), Arc::clone(name), files.tree.clone());
             self.loading.spawn_blocking(move || loader.0.loader.plan(&name, tree, given)).await
         };
         let planned = planned.unwrap_or_else(|panic| Err(panicked(panic)));
-        let mut plan = match planned.map_err(failed(files.tree.versions.clone()))? {
+        let planned = planned.map_err(|error| LoadError::Failed { versions: files.tree.versions.clone(), error })?;
+        let mut plan = match planned {
             Planned::Model(plan) => plan,
-            Planned::Ensemble(plan) => {
-                let composing = self.compose(manager, slot, flight, (*plan, files), (began, phases, given_config));
-                return composing.await.map(|composed| Stage::Composed(Box::new(composed)));
-            }
+            ensemble @ Planned::Ensemble(_) => return Ok(ensemble),
         };
         if plan.retention == Retention::Transient && manager.0.options.control == ModelControl::Explicit {
             tracing::warn!(model = %name, "stays until it is unloaded, since models are loaded explicitly: retain has no effect");
             plan.retention = Retention::Cached;
         }
         plan.derived = files.derived();
-        let waited = Instant::now();
-        let pool = &plan.place.pool;
-        if pool.is_leaving(name) {
-            // Whoever was to make room with it waits for that.
-            self.drain(manager, slot).await;
-        }
-        let past = manager.0.history.lock().get(files.fingerprint, pool.device());
-        let past = past.or_else(|| files.past(pool.device()));
-        let need = need(past, plan.declared_bytes, plan.file_bytes);
-        let weight = Weight { bytes: need.bytes, seconds: past.map_or(0.0, |past| past.seconds) };
-        let beside = pool.entry(name).is_some();
-        let mut reserved = reserve(manager, pool, name, weight, beside, flight).await;
-        if let Err(RoomError::OldFirst) = reserved {
-            tracing::info!(model = %name, "no room for a copy beside the one that answers: that one goes first");
-            self.drain(manager, slot).await;
-            reserved = reserve(manager, pool, name, weight, false, flight).await;
-        }
-        let (permit, lease) = reserved.map_err(|error| match error {
-            RoomError::Failed(error) => LoadError::Failed { versions: plan.versions.clone(), error },
-            RoomError::NotForPrefetch => LoadError::OnDisk,
-            RoomError::OldFirst => Error::internal("a copy that is gone is in the way").into(),
-        })?;
-        phases.wait = waited.elapsed();
-        let prepared = Prepared { began, phases, plan: *plan, files, lease, given_config, _permit: permit };
-        Ok(Stage::Prepared(Box::new(prepared)))
+        Ok(Planned::Model(plan))
     }
 
     /// Frees the copy that is there, to its end even if the load is given up meanwhile.
@@ -219,41 +248,35 @@ impl Loader {
         flight: &Arc<Flight>,
         prepared: Prepared,
     ) -> Result<(Resident, LastLoad), LoadError> {
-        let Prepared { began, mut phases, plan, files, lease, given_config, _permit } = prepared;
+        let Prepared { began, mut phases, plan, files, leases, source, given_config, _permit } = prepared;
         let initialising = Instant::now();
         let dismiss = (plan.retention == Retention::Transient).then(|| (Arc::clone(name), manager.0.dismissed.clone()));
-        let home = Arc::new(Home { uses: lease.pool().uses(name), dismiss });
+        let Some(first) = leases.first() else { return Err(Error::internal("a load without a device").into()) };
+        let home = Arc::new(Home { uses: first.pool().uses(name), dismiss });
         let (plan, mut versions) = (Arc::new(plan), Versions::new());
+        let mut models: Vec<Models> = leases.iter().map(|_| Models::new()).collect();
         let mut measured = Some(0_u64);
         for &version in &plan.versions {
             if !flight.is_wanted() {
-                self.discard(manager, versions, lease).await;
+                self.discard(manager, versions, leases).await;
                 return Err(LoadError::Abandoned);
             }
             let loading = {
-                let (plan, home, flight) = (Arc::clone(&plan), Arc::clone(&home), Arc::clone(flight));
-                let (meter, trimmer) = (Arc::clone(&self.meter), Arc::clone(&manager.0.trimmer));
-                move || {
-                    let measured = meter.measure(|| load_version(&plan, version, began, &home, &flight));
-                    // Reading a model with its weights inside takes as much again, which malloc would keep.
-                    trimmer.trim(plan.file_bytes);
-                    measured
-                }
+                let (loaded, home, flight) = (Arc::clone(&plan), Arc::clone(&home), Arc::clone(flight));
+                move || load_version(&loaded, version, began, &home, &flight)
             };
-            // Threads that a runtime starts have the priority of the one that starts them, and those will answer.
-            let result = match plan.backend.starts_threads(&plan.config) {
-                true => tokio::task::spawn_blocking(loading).await,
-                false => self.loading.spawn_blocking(loading).await,
-            };
-            let (result, growth) = result.unwrap_or_else(|panic| (Err(panicked(panic)), None));
+            let (result, growth) = self.load_measured(manager, &plan, loading).await;
             match result {
-                Ok(Some(version)) => versions.push(Arc::new(version)),
+                Ok(Some((version, each))) => {
+                    versions.push(Arc::new(version));
+                    models.iter_mut().zip(each).for_each(|(models, model)| models.push(model));
+                }
                 Ok(None) => {
-                    self.discard(manager, versions, lease).await;
+                    self.discard(manager, versions, leases).await;
                     return Err(LoadError::Abandoned);
                 }
                 Err(error) => {
-                    self.discard(manager, versions, lease).await;
+                    self.discard(manager, versions, leases).await;
                     return Err(LoadError::Failed { versions: plan.versions.clone(), error });
                 }
             }
@@ -261,49 +284,47 @@ impl Loader {
         }
         phases.warm_up = versions.iter().map(|version| version.warm_up).sum();
         phases.initialise = initialising.elapsed().saturating_sub(phases.warm_up);
-        let exact = versions.iter().all(|version| matches!(version.memory(), Some(ModelMemory::Exact(_))));
-        // Several loads at once cannot be told apart: what was known before stays.
-        // What the warm-up's runs took and keep is the runtime's to count, as for runs to come.
-        let runs = versions.iter().filter_map(|version| version.memory()).map(|memory| match memory {
-            ModelMemory::Exact(_) => 0,
-            ModelMemory::Runs(bytes) => bytes,
-        });
-        let runs = runs.fold(0, u64::saturating_add);
-        let measured = measured.and_then(|growth| plausible(growth.saturating_sub(runs), plan.file_bytes));
-        let loaded_bytes = measured.unwrap_or_else(|| lease.bytes());
-        let keeps_files = versions.iter().any(|version| version.keeps_files());
-        let fingerprint = files.fingerprint;
-        let from = files.from;
         let seconds = (phases.resolve + phases.initialise + phases.warm_up).as_secs_f64();
+        // The host's memory grew by what is on the host, or by all there is.
+        let is_alone = leases.len() == 1;
+        let loaded = Brought { plan: &plan, files: &files, seconds, is_known: !given_config, is_extra: false };
+        let groups = placed_groups(&versions, &plan);
+        let mut copies = Vec::new();
+        for (((_, place), lease), (models, groups)) in plan.sites.iter().zip(leases).zip(models.into_iter().zip(groups))
+        {
+            let measured = measured.filter(|_| is_alone || place.device() == DeviceId::Cpu);
+            copies.push(loaded.book(manager, place, lease, (models, groups), measured));
+        }
         let resident = Resident {
             versions,
-            loaded_bytes,
-            exact,
-            fingerprint,
+            copies,
+            source,
+            fingerprint: files.fingerprint,
+            weights: files.weights,
             retention: plan.retention,
             given_config,
-            files: Mutex::default(),
-            pool: lease.pool().clone(),
-            lease: Mutex::new(Some(lease)),
+            is_free: plan.placement.is_free,
+            files: Arc::default(),
         };
-        let bytes = resident.bytes_now();
-        // Another configuration than the repository's may make another model of the same files.
-        if (exact || measured.is_some()) && !given_config {
-            let past = Past { bytes, seconds };
-            manager.0.history.lock().record(fingerprint, plan.place.device(), past);
-            files.remember(plan.place.device(), past);
+        let mut bytes = 0_u64;
+        let mut refused = None;
+        for copy in &resident.copies {
+            let now = copy.bytes_now();
+            bytes = bytes.saturating_add(now);
+            refused = refused.or(manager.correct(name, copy, now).err());
         }
-        if let Err(error) = manager.correct(name, &resident, bytes) {
-            let Resident { versions, lease, .. } = resident;
-            if let Some(lease) = lease.into_inner() {
-                self.discard(manager, versions, lease).await;
-            }
+        if let Some(error) = refused {
+            let Resident { versions, copies, .. } = resident;
+            let leases = copies.iter().filter_map(|copy| copy.lease.lock().take()).collect();
+            self.discard(manager, versions, leases).await;
             return Err(LoadError::Failed { versions: plan.versions.clone(), error });
         }
-        if let Some(lease) = &*resident.lease.lock() {
-            lease.ready(seconds, Instant::now());
+        for copy in &resident.copies {
+            copy.ready();
         }
+        let from = files.from;
         if files.is_cached() {
+            let keeps_files = resident.copies.iter().any(|copy| copy.keeps_files());
             let measured = self.loading.spawn_blocking(move || {
                 files.measure_derived();
                 files.keep(keeps_files)
@@ -314,38 +335,49 @@ impl Loader {
         Ok((resident, last))
     }
 
+    /// Runs a load where its threads get the priority that they should have; how much the host's memory grew by it, where
+    /// that can be told.
+    pub(super) async fn load_measured<T: Send + 'static>(
+        &self,
+        manager: &ModelManager,
+        plan: &Arc<Plan>,
+        load: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> (Result<T>, Option<u64>) {
+        let loading = {
+            let (meter, trimmer) = (Arc::clone(&self.meter), Arc::clone(&manager.0.trimmer));
+            let file_bytes = plan.file_bytes;
+            move || {
+                let measured = meter.measure(load);
+                // Reading a model with its weights inside takes as much again, which malloc would keep.
+                trimmer.trim(file_bytes);
+                measured
+            }
+        };
+        // Threads that a runtime starts have the priority of the one that starts them, and those will answer.
+        let result = match plan.backend.starts_threads(&plan.config) {
+            true => tokio::task::spawn_blocking(loading).await,
+            false => self.loading.spawn_blocking(loading).await,
+        };
+        result.unwrap_or_else(|panic| (Err(panicked(panic)), None))
+    }
+
     /// Frees what was loaded of a model that does not come to be: it comes as a whole or not at all.
-    async fn discard(&self, manager: &ModelManager, versions: Versions, lease: MemoryLease) {
-        let (trimmer, bytes) = (Arc::clone(&manager.0.trimmer), lease.bytes());
-        let meter = Arc::clone(&self.meter);
+    pub(super) async fn discard(&self, manager: &ModelManager, loaded: impl Send + 'static, leases: Vec<MemoryLease>) {
+        let bytes = leases.iter().map(MemoryLease::bytes).sum();
+        self.free(manager, loaded, bytes).await;
+        drop(leases);
+    }
+
+    /// Drops what is no longer needed where that may take its time.
+    pub(super) async fn free(&self, manager: &ModelManager, what: impl Send + 'static, bytes: u64) {
+        let (meter, trimmer) = (Arc::clone(&self.meter), Arc::clone(&manager.0.trimmer));
         let freed = self.loading.spawn_blocking(move || {
-            meter.measure(|| drop(versions));
+            // Memory that comes back in the middle of a load would be counted for that one.
+            meter.measure(|| drop(what));
             trimmer.trim(bytes);
         });
-        // It is gone either way.
-        let _freed = freed.await;
-        drop(lease);
-    }
-}
-
-impl ModelManager {
-    /// Books what a model was measured to hold; others leave where that is more than there is.
-    ///
-    /// # Errors
-    /// `OutOfDeviceMemory` where nobody may leave.
-    pub(super) fn correct(&self, name: &Name, resident: &Resident, bytes: u64) -> Result<()> {
-        let automatic = self.0.options.eviction == config::Eviction::Automatic;
-        let busy = |other: &Name| !automatic || other == name || self.is_busy(other);
-        let corrected = resident.lease.lock().as_mut().map(|lease| lease.correct(bytes, Instant::now(), &busy));
-        match corrected.unwrap_or_else(|| Ok(Eviction::default())) {
-            Ok(eviction) => {
-                self.evict(eviction.victims, EvictionReason::Overrun, Some(name));
-                Ok(())
-            }
-            Err(refusal) => {
-                let text = format!("model '{name}' holds {bytes} bytes once loaded, and there is no room for them");
-                Err(Error::new(ErrorKind::OutOfDeviceMemory, text).with_source(refusal).with_retryable(true))
-            }
+        if let Err(error) = freed.await {
+            tracing::error!(%error, "freeing a model failed");
         }
     }
 }

@@ -8,6 +8,7 @@ mod acquire;
 mod assemble;
 mod compose;
 pub mod composition;
+mod copies;
 pub mod files;
 mod flight;
 mod gate;
@@ -15,14 +16,19 @@ pub mod handle;
 mod house;
 mod initial_state;
 pub mod loader;
+mod measure;
 mod members;
 pub mod need;
 mod parts;
+pub mod placement;
 pub mod plan;
 pub mod residency;
 mod room;
 mod slot;
+pub mod spread;
+mod spread_house;
 pub mod state;
+mod update;
 mod view;
 mod warm_up;
 
@@ -43,6 +49,7 @@ use self::loader::Loader;
 use self::need::History;
 use self::residency::{EvictionReason, Retention};
 use self::slot::{Departure, Entered, Slot};
+use self::spread_house::Spread;
 use self::state::VersionStatus;
 use crate::cache::eviction::Lru;
 use crate::cache::memory_pool::{MemoryPool, Name};
@@ -74,6 +81,8 @@ pub struct ManagerOptions {
     pub room_wait: Duration,
     /// How often models in memory are compared with the repository.
     pub repository_poll: Option<Duration>,
+    /// The most copies of a model that the server placed, one a device; `None` for as many as there are devices.
+    pub max_copies: Option<usize>,
 }
 
 impl Default for ManagerOptions {
@@ -86,6 +95,7 @@ impl Default for ManagerOptions {
             eviction: Eviction::Automatic,
             room_wait: Duration::from_secs(10),
             repository_poll: None,
+            max_copies: None,
         }
     }
 }
@@ -104,6 +114,7 @@ struct Shared {
     ensembles: MemoryPool,
     nesting: Nesting,
     history: Mutex<History>,
+    spread: Mutex<Spread>,
     trimmer: Arc<Trimmer>,
     /// Models that fell idle and are not to be kept.
     dismissed: mpsc::UnboundedSender<Name>,
@@ -143,6 +154,7 @@ impl ModelManager {
             ensembles: MemoryPool::new(DeviceId::Cpu, u64::MAX / 2, Duration::ZERO, Box::new(Lru::default())),
             nesting: Nesting::default(),
             history: Mutex::default(),
+            spread: Mutex::default(),
             trimmer: Arc::default(),
             dismissed,
             dismissals: Mutex::new(Some(dismissals)),
@@ -229,7 +241,10 @@ impl ModelManager {
     async fn unload_because(&self, name: &str, departure: Departure) -> Result<()> {
         loop {
             let Some(slot) = self.0.models.load().get(name).cloned() else { return Ok(()) };
-            let waiter = match slot.enter(Operation::Unload) {
+            let spares = |device| slot.resident().is_some_and(|resident| resident.can_spare(device));
+            // Whoever wants the model gone must not take the end of one of its copies for that.
+            let operation = if departure.device.is_some_and(spares) { Operation::Change } else { Operation::Unload };
+            let (waiter, leads) = match slot.enter(operation) {
                 Entered::Lead(waiter) => {
                     if !self.still_applies(&slot, &departure) {
                         slot.leave_unstarted();
@@ -242,15 +257,15 @@ impl ModelManager {
                         slot.unload(&manager, &flight, &departure).await;
                         manager.forget_if_empty(&slot);
                     }));
-                    waiter
+                    (waiter, true)
                 }
-                Entered::Wait(waiter) => waiter,
+                Entered::Wait(waiter) => (waiter, false),
                 Entered::FailedLately(_) | Entered::Ready | Entered::Forgotten => return Ok(()),
             };
             let operation = waiter.flight().operation;
             match waiter.outcome().await? {
-                Outcome::Done if operation == Operation::Unload => return Ok(()),
-                Outcome::Failed(error) if operation == Operation::Unload => return Err(error),
+                Outcome::Done if operation == Operation::Unload || leads => return Ok(()),
+                Outcome::Failed(error) if operation == Operation::Unload || leads => return Err(error),
                 // The end of something else, or of an unload that was not carried out after all.
                 Outcome::Done | Outcome::Failed(_) | Outcome::Absent | Outcome::OnDisk | Outcome::Abandoned => {}
             }
@@ -264,7 +279,13 @@ impl ModelManager {
         match departure.reason {
             EvictionReason::Unload => true,
             EvictionReason::Deleted => departure.content.is_none_or(|content| content == resident.fingerprint),
-            EvictionReason::Room | EvictionReason::Overrun => resident.pool.is_leaving(&slot.name),
+            EvictionReason::Room | EvictionReason::Overrun => match departure.device {
+                Some(device) => resident.copy_on(device).is_some_and(|copy| copy.is_leaving(&slot.name)),
+                None => resident.is_leaving(&slot.name),
+            },
+            EvictionReason::Surplus => departure.device.is_some_and(|device| {
+                resident.can_spare(device) && resident.copy_on(device).is_some_and(|copy| copy.is_extra)
+            }),
             EvictionReason::Transient => {
                 // Ensembles leave where there are very many.
                 let may_go = resident.retention == Retention::Transient || resident.compositions().next().is_some();
@@ -282,27 +303,33 @@ impl ModelManager {
     /// Makes room where more is booked than there may be.
     fn relieve(&self, pool: &MemoryPool) {
         let automatic = self.0.options.eviction == Eviction::Automatic;
-        let eviction = pool.relieve(Instant::now(), &|name| !automatic || self.is_busy(name));
-        self.evict(eviction.victims, EvictionReason::Overrun, None);
+        let device = pool.device();
+        let eviction = pool.relieve(Instant::now(), &|name| !automatic || self.is_busy(name, device));
+        self.evict(device, eviction.victims, EvictionReason::Overrun, None);
     }
 
-    /// Carries out what the book decided.
-    fn evict(&self, victims: Vec<Victim<Name>>, reason: EvictionReason, made_room_for: Option<&Name>) {
+    /// Carries out what the book of a device decided.
+    fn evict(
+        &self,
+        device: DeviceId,
+        victims: Vec<Victim<Name>>,
+        reason: EvictionReason,
+        made_room_for: Option<&Name>,
+    ) {
         for victim in victims {
-            let age = Some((victim.age, victim.idle));
-            self.unload_soon(
-                &victim.key,
-                Departure { reason, made_room_for: made_room_for.cloned(), age, content: None },
-            );
+            let (made_room_for, age) = (made_room_for.cloned(), Some((victim.age, victim.idle)));
+            let departure = Departure { made_room_for, age, ..Departure::because(reason).from(device) };
+            self.unload_soon(&victim.key, departure);
         }
     }
 
-    /// Whether a model may not be evicted now: a request uses it or a sequence counts on it, or something is being done to
-    /// it.
-    fn is_busy(&self, name: &Name) -> bool {
+    /// Whether a model may not leave a device now: a request uses it or a sequence counts on it, and no other device has
+    /// it, or something is being done to it.
+    fn is_busy(&self, name: &Name, device: DeviceId) -> bool {
         let models = self.0.models.load();
         let Some(slot) = models.get(name) else { return false };
-        slot.resident().is_some_and(|resident| resident.is_in_use()) || slot.is_in_flight()
+        slot.resident().is_some_and(|resident| resident.is_in_use() && !resident.can_spare(device))
+            || slot.is_in_flight()
     }
 
     fn next_generation(&self) -> u64 {

@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use super::compose::EnsemblePlan;
 use super::loader::{DevicePlace, Loader};
+use super::members::{check_count, unwritten};
+use super::placement::{Candidate, Placement, Site};
 use super::residency::Retention;
 use crate::backend::Backend;
 use crate::cache::response::ResponseCache;
 use crate::config::sagemaker::InferenceType;
 use crate::error::{Error, Result};
 use crate::inference::{DeviceId, Version};
+use crate::model_config::complete::RuntimeSignature;
 use crate::model_config::{self, InstanceKind, ModelConfig, UnknownFields, VersionPolicy};
 use crate::repository::layout;
 use crate::repository::tree::ModelTree;
@@ -44,7 +47,9 @@ pub(super) struct Plan {
     pub(super) tree: ModelTree,
     pub(super) config: ModelConfig,
     pub(super) backend: Arc<dyn Backend>,
-    pub(super) place: DevicePlace,
+    /// The devices, with the groups that run on each; none until they are chosen.
+    pub(super) sites: Vec<(Site, DevicePlace)>,
+    pub(super) placement: Placement,
     pub(super) queue_capacity: usize,
     pub(super) versions: Vec<Version>,
     pub(super) retention: Retention,
@@ -108,7 +113,6 @@ impl Loader {
         for key in config.parameters.keys().filter(|key| !is_known(key)) {
             tracing::warn!(model = %name, "parameter '{key}' means nothing to the {} backend and has no effect", config.backend);
         }
-        let place = self.place(name, &config)?;
         if config.decoupled && !backend.streams() {
             return Err(Error::unsupported(format!(
                 "model_transaction_policy: the {} backend gives exactly one answer to a request",
@@ -129,7 +133,8 @@ impl Loader {
             tree,
             config,
             backend,
-            place,
+            sites: Vec::new(),
+            placement: Placement::default(),
             queue_capacity: self.queue_capacity,
             versions,
             retention,
@@ -141,22 +146,45 @@ impl Loader {
         })))
     }
 
-    /// Where the model runs: on the default device, or on the CPU where its configuration says so.
-    fn place(&self, name: &str, config: &ModelConfig) -> Result<DevicePlace> {
-        let kind = config.instance_groups.first().map_or(InstanceKind::Auto, |group| group.kind);
-        let is_gpu = |place: &&DevicePlace| matches!(place.device(), DeviceId::Gpu(_));
-        let is_cpu = |place: &&DevicePlace| place.device() == DeviceId::Cpu;
-        let found = match kind {
-            InstanceKind::Cpu => self.devices.iter().find(is_cpu),
-            InstanceKind::Gpu => self.devices.iter().find(is_gpu).or_else(|| {
-                tracing::warn!(model = %name, "instance_group asks for a GPU and none is in use: running on the cpu");
-                self.devices.iter().find(is_cpu)
-            }),
-            InstanceKind::Auto | InstanceKind::Model => self.devices.first(),
+    /// Chooses the devices of a model.
+    ///
+    /// # Errors
+    /// As [`Placement::of`], or for more instances than are made.
+    pub(super) fn choose_devices(&self, plan: &mut Plan, candidates: &[Candidate]) -> Result<()> {
+        let placement = Placement::of(&plan.config.instance_groups, candidates)?;
+        for warning in &placement.warnings {
+            tracing::warn!(model = %plan.name, "{warning}");
+        }
+        let place_of = |site: Site| {
+            self.devices.iter().find(|place| place.device() == site.device).map(|place| (site, place.clone()))
         };
-        found
-            .cloned()
-            .ok_or_else(|| Error::invalid(format!("model '{name}' asks for a device that --device does not allow")))
+        plan.sites = placement.sites.iter().cloned().filter_map(place_of).collect();
+        let most = plan.sites.iter().map(|(_, place)| unwritten(place)).max().unwrap_or(0);
+        check_count(&plan.config.instance_groups, &placement, most)?;
+        plan.placement = placement;
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// The configuration with everything written out that was left to the server.
+    ///
+    /// # Errors
+    /// What does not fit the model.
+    pub(super) fn complete(&self, signature: &RuntimeSignature) -> Result<ModelConfig> {
+        let mut config = self.config.clone();
+        config.complete(signature)?;
+        let first = self.sites.first().map(|(_, place)| place);
+        let instances = u32::try_from(first.map_or(1, unwritten)).unwrap_or(u32::MAX);
+        if !self.placement.groups.is_empty() {
+            config.place_groups(&self.placement.groups, instances)?;
+        }
+        let kind = match first.map(DevicePlace::device) {
+            Some(DeviceId::Gpu(_)) => InstanceKind::Gpu,
+            Some(DeviceId::Cpu) | None => InstanceKind::Cpu,
+        };
+        config.normalize(self.backend.default_model_file(), kind, instances)?;
+        Ok(config)
     }
 }
 

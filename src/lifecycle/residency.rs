@@ -71,11 +71,13 @@ pub enum EvictionReason {
     Deleted,
     /// It was asked for.
     Unload,
+    /// A copy more than the model's requests take.
+    Surplus,
 }
 
 impl EvictionReason {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Room, Self::Overrun, Self::Transient, Self::Deleted, Self::Unload];
+    pub const ALL: [Self; 6] = [Self::Room, Self::Overrun, Self::Transient, Self::Deleted, Self::Unload, Self::Surplus];
 
     /// The word in metrics and documents.
     #[must_use]
@@ -86,6 +88,7 @@ impl EvictionReason {
             Self::Transient => "transient",
             Self::Deleted => "deleted",
             Self::Unload => "unload",
+            Self::Surplus => "surplus",
         }
     }
 }
@@ -173,6 +176,19 @@ impl FetchProgress {
     }
 }
 
+/// A model's copy on one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyResidency {
+    /// Which.
+    pub device: DeviceId,
+    /// Bytes booked for it there.
+    pub bytes: u64,
+    /// Instances of each version.
+    pub instances: usize,
+    /// Whether it came since the model's queue cost more than a load, and goes when it no longer does.
+    pub is_extra: bool,
+}
+
 /// One model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelResidency {
@@ -186,10 +202,12 @@ pub struct ModelResidency {
     pub reason: String,
     /// Versions that answer, ascending.
     pub versions: Vec<Version>,
-    /// The device it is on.
+    /// The device it is on; the first of several.
     pub device: Option<DeviceId>,
-    /// Bytes booked for it on that device.
+    /// Bytes booked for it, on all its devices together.
     pub device_bytes: u64,
+    /// Its copies, by device.
+    pub copies: Vec<CopyResidency>,
     /// Bytes of its weights kept in host RAM to wake it from.
     pub host_bytes: u64,
     /// Bytes it takes on disk.

@@ -1,5 +1,8 @@
 //! One model's place: what of it is in memory, what is being done to it, what its versions' states are.
 
+mod copies;
+mod departure;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -7,12 +10,13 @@ use arc_swap::ArcSwapOption;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::RwLock;
 
+pub(super) use self::departure::Departure;
+use super::ModelManager;
 use super::flight::{Flight, Operation, Outcome, Waiter};
 use super::handle::{ModelHandle, Resident};
-use super::loader::LoadError;
+use super::loader::{LoadError, Loaded};
 use super::residency::{EvictionReason, LastEviction, LastLoad};
 use super::state::{ModelState, VersionStates, VersionStatus};
-use super::{ModelManager, Name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::Version;
 use crate::model_config::ModelConfig;
@@ -34,39 +38,6 @@ pub(super) struct Story {
     pub(super) evictions: u64,
     pub(super) last_load: Option<LastLoad>,
     pub(super) last_eviction: Option<LastEviction>,
-}
-
-/// Why a model is unloaded.
-#[derive(Clone, Debug)]
-pub(super) struct Departure {
-    pub(super) reason: EvictionReason,
-    pub(super) made_room_for: Option<Name>,
-    /// How long it had been there and not been asked for, where the book decided.
-    pub(super) age: Option<(Duration, Duration)>,
-    /// The content that is to leave; any if `None`.
-    pub(super) content: Option<Fingerprint>,
-}
-
-impl Departure {
-    pub(super) const fn because(reason: EvictionReason) -> Self {
-        Self { reason, made_room_for: None, age: None, content: None }
-    }
-
-    /// The same for one content alone: what was loaded meanwhile stays.
-    pub(super) fn of(self, content: Fingerprint) -> Self {
-        let Self { reason, made_room_for, age, content: _ } = self;
-        Self { reason, made_room_for, age, content: Some(content) }
-    }
-
-    /// The reason in the repository index.
-    const fn text(&self) -> &'static str {
-        match self.reason {
-            EvictionReason::Unload => "unloaded",
-            EvictionReason::Room | EvictionReason::Overrun => "evicted to make room",
-            EvictionReason::Transient => "unloaded: not to be retained",
-            EvictionReason::Deleted => "gone from the repository",
-        }
-    }
 }
 
 #[derive(Default)]
@@ -165,7 +136,7 @@ impl Slot {
             self.resident.load_full()
         };
         if let Some(resident) = resident {
-            resident.pool.set_pinned(&self.name, pinned);
+            resident.set_pinned(&self.name, pinned);
         }
     }
 
@@ -182,10 +153,10 @@ impl Slot {
     /// Pins in the book what was pinned by name.
     fn repeat_pin(&self, resident: &Resident) {
         if self.is_pinned() {
-            resident.pool.set_pinned(&self.name, true);
+            resident.set_pinned(&self.name, true);
             // Unpinned between the two.
             if !self.is_pinned() {
-                resident.pool.set_pinned(&self.name, false);
+                resident.set_pinned(&self.name, false);
             }
         }
     }
@@ -200,6 +171,11 @@ impl Slot {
             return Entered::Forgotten;
         }
         if let Some(flight) = &control.flight {
+            if flight.operation == Operation::Change {
+                // Whatever else is wanted goes before another copy.
+                flight.give_up();
+                return Entered::Wait(flight.watch());
+            }
             // Who wants the model gone is no reason to go on loading it.
             return Entered::Wait(if operation == Operation::Unload { flight.watch() } else { flight.join() });
         }
@@ -265,7 +241,8 @@ impl Slot {
         }
         flight.begin();
         let outcome = match manager.0.loader.load(manager, self, flight, config).await {
-            Ok((fresh, last)) => self.arrived(manager, fresh, last).await,
+            Ok(Loaded::Fresh(fresh, last)) => self.arrived(manager, fresh, last).await,
+            Ok(Loaded::Updated(resident)) => self.updated(manager, resident),
             Err(LoadError::Failed { versions, error }) => self.failed(manager, &versions, error),
             Err(LoadError::Unchanged) => {
                 tracing::debug!(model = %self.name, "what answers is what the repository has");
@@ -402,6 +379,11 @@ impl Slot {
     /// Carries out an unload as its leader.
     pub(super) async fn unload(&self, manager: &ModelManager, flight: &Arc<Flight>, departure: &Departure) {
         let metrics = &manager.0.metrics;
+        if let Some(device) = departure.device
+            && self.drop_copy(manager, device, departure).await
+        {
+            return self.changed(manager, flight);
+        }
         let old = {
             let mut control = self.control.lock();
             control.states.all(ModelState::Unloading, "");
@@ -412,7 +394,7 @@ impl Slot {
         let had = old.is_some();
         let mut last = None;
         if let Some(old) = old {
-            let entry = old.pool.entry(&self.name);
+            let entry = old.copies.first().and_then(|copy| copy.pool.entry(&self.name));
             let now = Instant::now();
             let (age, idle) = departure.age.unwrap_or_else(|| {
                 entry.map_or_else(Default::default, |entry| {

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
+use super::copies::DeviceCopy;
 use super::files::OnDisk;
 use super::need::need;
-use super::residency::{Explanation, ModelResidency, ResidencyPage, ResidencyQuery, Retention, Tier, TierBook};
+use super::residency::{
+    CopyResidency, Explanation, ModelResidency, ResidencyPage, ResidencyQuery, Retention, Tier, TierBook,
+};
 use super::slot::Slot;
 use super::state::ModelState;
 use super::{ModelManager, Name};
@@ -64,7 +67,7 @@ impl ModelManager {
     pub fn books(&self, monitor: &dyn DeviceMonitor) -> Vec<TierBook> {
         let now = Instant::now();
         let devices = self.0.loader.devices.iter().map(|place| {
-            let book = place.pool.book(now, &|name| self.is_busy(name));
+            let book = place.pool.book(now, &|name| self.is_busy(name, place.device()));
             TierBook {
                 tier: Tier::Device,
                 device: Some(place.device()),
@@ -95,7 +98,7 @@ impl ModelManager {
         let states = slot.map(Slot::states).unwrap_or_default();
         let resident = slot.and_then(Slot::resident);
         let story = slot.map(Slot::story).unwrap_or_default();
-        let entry = resident.as_ref().and_then(|resident| resident.pool.entry(&slot?.name));
+        let entry = resident.as_ref().and_then(|resident| resident.copies.first()?.pool.entry(&slot?.name));
         let tier = match (&resident, disk) {
             (Some(_), _) => Tier::Device,
             (None, Some(disk)) if disk.complete => Tier::Disk,
@@ -122,8 +125,9 @@ impl ModelManager {
                 .iter()
                 .flat_map(|resident| resident.versions().iter().map(|version| version.id.version))
                 .collect(),
-            device: resident.as_ref().map(|resident| resident.pool.device()),
+            device: resident.as_ref().and_then(|resident| Some(resident.copies.first()?.device())),
             device_bytes: resident.as_ref().map_or(0, |resident| resident.booked()),
+            copies: resident.iter().flat_map(|resident| resident.copies.iter().map(|copy| copy.row())).collect(),
             host_bytes: 0,
             disk_bytes: disk.map_or(0, |disk| disk.bytes),
             fingerprint: resident
@@ -159,22 +163,31 @@ impl ModelManager {
         let resident = slot.as_ref().and_then(|slot| slot.resident());
         let failure = slot.as_ref().and_then(|slot| slot.failure());
         let place = self.0.loader.devices.first().ok_or_else(|| Error::internal("there is no device"))?;
-        let device = resident.as_ref().map_or(place.device(), |resident| resident.pool.device());
+        let first = resident.as_ref().and_then(|resident| resident.copies.first());
+        let device = first.map_or(place.device(), |copy| copy.device());
         let content = resident.as_ref().map(|resident| resident.fingerprint);
         let content = content.or_else(|| self.0.loader.files.on_disk(name).map(|disk| disk.fingerprint));
         let past = content.and_then(|content| self.0.history.lock().get(content, device));
         let needed = past.map(|past| need(Some(past), None, 0));
-        let place_in_line = resident.as_ref().and_then(|resident| {
-            let line = resident.pool.line(Instant::now(), &|name| self.is_busy(name));
+        let place_in_line = first.and_then(|copy| {
+            let line = copy.pool.line(Instant::now(), &|name| self.is_busy(name, device));
             let place = line.iter().position(|other| **other == *name)?;
             Some((place, line.len()))
         });
         let mut reasons = Vec::new();
         match row.tier {
-            Tier::Device => reasons.push(format!("it is in memory of {device} and answers at once")),
+            Tier::Device => {
+                reasons.push(format!("it is in memory of {} and answers at once", where_it_is(&row.copies)))
+            }
             Tier::Host => reasons.push("it is asleep in host memory".to_owned()),
             Tier::Disk => reasons.push("its files are on this machine; a request loads it from there".to_owned()),
             Tier::Remote => reasons.push("it is in the repository alone; a request fetches and loads it".to_owned()),
+        }
+        for copy in row.copies.iter().filter(|copy| copy.is_extra) {
+            let device = copy.device;
+            reasons.push(format!(
+                "its copy on {device} came since its queue cost more than a load, and goes when it no longer does"
+            ));
         }
         if let Some(error) = failure {
             reasons.push(format!("its last load failed: {}", error.report()));
@@ -227,4 +240,20 @@ impl ModelManager {
             place_in_line,
         })
     }
+}
+
+impl DeviceCopy {
+    fn row(&self) -> CopyResidency {
+        CopyResidency {
+            device: self.device(),
+            bytes: self.booked(),
+            instances: self.instances(),
+            is_extra: self.is_extra,
+        }
+    }
+}
+
+/// `gpu:0 and gpu:1`.
+fn where_it_is(copies: &[CopyResidency]) -> String {
+    copies.iter().map(|copy| copy.device.to_string()).collect::<Vec<_>>().join(" and ")
 }

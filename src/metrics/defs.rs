@@ -176,6 +176,20 @@ pub const UNLOAD_SECONDS: Family = family(
     &[],
     "Duration of model unloads, from the decision until their memory is free, requests under way included, in seconds",
 );
+/// Models whose instances changed without a load.
+pub const UPDATES: Family = family(
+    "roundhouse_model_updates_total",
+    Kind::Counter,
+    &[],
+    "Models whose instance groups were changed in place, without a load",
+);
+/// Copies that came and went while their model answered.
+pub const COPIES: Family = family(
+    "roundhouse_model_copies_total",
+    Kind::Counter,
+    &["change"],
+    "Copies of models that answered meanwhile: added (since the queue cost more than a load), removed",
+);
 /// How long loads take.
 pub const LOAD_SECONDS: Family = family(
     "roundhouse_model_load_seconds",
@@ -427,6 +441,8 @@ pub const ALL: &[Family] = &[
     LOADS_BY_SOURCE,
     UNLOADS,
     UNLOAD_SECONDS,
+    UPDATES,
+    COPIES,
     LOAD_SECONDS,
     LOAD_PHASE_SECONDS,
     RESIDENT_MODELS,

@@ -52,6 +52,7 @@ const FROM_THE_START: &[(Family, Labels)] = &[
     (defs::EVICTIONS, &[("tier", "device"), ("reason", "transient")]),
     (defs::EVICTIONS, &[("tier", "device"), ("reason", "deleted")]),
     (defs::EVICTIONS, &[("tier", "device"), ("reason", "unload")]),
+    (defs::EVICTIONS, &[("tier", "device"), ("reason", "surplus")]),
     (defs::EVICTIONS, &[("tier", "disk"), ("reason", "room")]),
     (defs::EVICTIONS, &[("tier", "disk"), ("reason", "deleted")]),
     (defs::EVICTION_AGE_SECONDS, &[("tier", "device")]),
@@ -78,6 +79,12 @@ pub struct ServerMetrics {
     pub loads_cancelled: Counter,
     /// Unloads.
     pub unloads: Counter,
+    /// Models whose instances changed in place.
+    pub updates: Counter,
+    /// Copies added to models that answered.
+    pub copies_added: Counter,
+    /// Copies that left models that went on answering.
+    pub copies_removed: Counter,
     /// Seconds a load took.
     pub load_seconds: Histogram,
     /// Seconds a request waited for a load.
@@ -183,6 +190,9 @@ impl ServerMetrics {
             loads_not_found: counter(defs::LOADS, &[("outcome", "not_found")]),
             loads_cancelled: counter(defs::LOADS, &[("outcome", "cancelled")]),
             unloads: counter(defs::UNLOADS, &[]),
+            updates: counter(defs::UPDATES, &[]),
+            copies_added: counter(defs::COPIES, &[("change", "added")]),
+            copies_removed: counter(defs::COPIES, &[("change", "removed")]),
             load_seconds: histogram(defs::LOAD_SECONDS, &[]),
             load_wait_seconds: observed(defs::LOAD_WAIT_SECONDS, Observed::ModelLoadingWaitTime),
             unload_seconds: observed(defs::UNLOAD_SECONDS, Observed::ModelUnloadingTime),

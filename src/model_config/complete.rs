@@ -144,6 +144,23 @@ impl ModelConfig {
         }
     }
 
+    /// Changes the groups one by one: those that are written, or the first `least` of which none is.
+    pub(super) fn write_groups(
+        &mut self,
+        least: usize,
+        mut change: impl FnMut(usize, &mut Message, bool),
+    ) -> Result<()> {
+        let mut groups: Vec<Message> =
+            self.message.messages("instance_group").map(|(group, _)| group.clone()).collect();
+        let written = groups.len();
+        groups.resize_with(written.max(least), || child(&MODEL_CONFIG, "instance_group"));
+        for (index, group) in groups.iter_mut().enumerate() {
+            change(index, group, index < written);
+        }
+        self.message.set_many("instance_group", groups.into_iter().map(Value::Message));
+        self.reread().map_err(|error| Error::internal("the groups make no configuration").with_source(error))
+    }
+
     /// Pinned memory is on in Triton unless a configuration says otherwise.
     pub(super) fn normalize_optimization(&mut self) {
         let mut optimization =
@@ -320,7 +337,7 @@ pub(super) fn child(schema: &'static MessageSchema, field: &str) -> Message {
     }
 }
 
-fn set_enum(message: &mut Message, field: &str, name: &str) {
+pub(super) fn set_enum(message: &mut Message, field: &str, name: &str) {
     if let Some(FieldType::Enum(schema)) = message.schema().field(field).map(|field| field.field_type)
         && let Ok(value) = Value::of_enum(schema, name)
     {

@@ -17,6 +17,7 @@ pub mod message;
 pub mod ragged;
 mod read;
 mod response_cache;
+mod same;
 pub mod schema;
 pub mod sequence;
 mod support;

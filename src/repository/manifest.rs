@@ -53,13 +53,24 @@ impl ModelManifest {
     /// Names this content of this model: another one if any object is another.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
+        self.hash_of(|_| true)
+    }
+
+    /// Names this content but for the text of a folder's `config.pbtxt`: the same one where that alone is another. What
+    /// lies in an archive cannot be told apart.
+    #[must_use]
+    pub fn weights(&self) -> Fingerprint {
+        self.hash_of(|object| object.path != "config.pbtxt")
+    }
+
+    fn hash_of(&self, counts: impl Fn(&Object) -> bool) -> Fingerprint {
         let mut hash = Sha256::new();
         let mut field = |bytes: &[u8]| {
             hash.update((bytes.len() as u64).to_le_bytes());
             hash.update(bytes);
         };
         field(self.key.as_bytes());
-        for object in &self.objects {
+        for object in self.objects.iter().filter(|object| counts(object)) {
             field(object.path.as_bytes());
             field(&object.size.to_le_bytes());
             field(object.tag.as_bytes());
@@ -134,6 +145,17 @@ mod tests {
         }
         // The name it was asked for by says nothing of the content.
         assert_eq!(base.fingerprint(), ModelManifest { name: "n".into(), ..base.clone() }.fingerprint());
+    }
+
+    #[test]
+    fn another_configuration_leaves_the_weights_as_they_are() {
+        let base = manifest(&[("1/model.onnx", 9, "x"), ("config.pbtxt", 2, "y")]);
+        let config = manifest(&[("1/model.onnx", 9, "x"), ("config.pbtxt", 3, "z")]);
+        assert_ne!(base.fingerprint(), config.fingerprint());
+        assert_eq!(base.weights(), config.weights());
+        assert_eq!(base.weights(), manifest(&[("1/model.onnx", 9, "x")]).weights());
+        assert_ne!(base.weights(), manifest(&[("1/model.onnx", 9, "w"), ("config.pbtxt", 2, "y")]).weights());
+        assert_ne!(base.weights(), manifest(&[("1/config.pbtxt", 2, "y"), ("1/model.onnx", 9, "x")]).weights());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::queue::{ModelQueue, Turn};
-use super::turns::{Next, Resources, Share, Turns};
+use super::turns::{Held, Next, Resources, Turns};
 use crate::device::priority::hasten_this_thread;
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
@@ -120,6 +120,11 @@ impl Drop for ShortWay<'_> {
 }
 
 impl ExecutorHandle {
+    /// Tells these threads from those of others.
+    pub(super) fn line(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
+
     /// A place on the short way, if one is free.
     pub(super) fn short_way(&self) -> Option<ShortWay<'_>> {
         let permit = self.0.short_ways.try_acquire().ok()?;
@@ -182,7 +187,7 @@ fn start_thread(shared: &Arc<Shared>) -> std::io::Result<()> {
 struct Ended {
     queue: Arc<ModelQueue>,
     group: usize,
-    share: Arc<Share>,
+    held: Held,
     ran: Duration,
     /// Whether the same group wants another.
     again: bool,
@@ -193,10 +198,10 @@ struct Ended {
 impl Ready {
     /// Books a turn that ended; says whether others may go on now, and whether this thread is one too many.
     fn settle(&mut self, ended: Ended, threads: usize) -> (bool, bool) {
-        let Ended { queue, group, share, ran, again, replaced } = ended;
-        let freed = self.turns.leave(&share, ran);
+        let Ended { queue, group, held, ran, again, replaced } = ended;
+        let freed = self.turns.leave(&held, ran);
         if again {
-            self.turns.enter((queue, group), &share);
+            self.turns.enter((queue, group), &held);
         }
         if replaced {
             self.taking_turns += 1;
@@ -212,7 +217,7 @@ impl Ready {
 fn take_turns(shared: &Arc<Shared>) {
     let mut after: Option<Ended> = None;
     loop {
-        let ((queue, group), turn, share) = {
+        let ((queue, group), turn, held) = {
             let mut ready = shared.ready.lock();
             if let Some(ended) = after.take() {
                 let (others, surplus) = ready.settle(ended, shared.threads);
@@ -229,12 +234,12 @@ fn take_turns(shared: &Arc<Shared>) {
                     return;
                 }
                 match ready.turns.next(Instant::now()) {
-                    Next::Turn(entry, share) => break (entry, Turn::Asked, share),
+                    Next::Turn(entry, held) => break (entry, Turn::Asked, held),
                     Next::Reminder((queue, group)) => {
                         if let Some(queue) = queue.upgrade() {
                             let share = queue.share(group);
-                            if ready.turns.hold(&share) {
-                                break ((queue, group), Turn::Reminded, share);
+                            if let Some(held) = ready.turns.hold(&share) {
+                                break ((queue, group), Turn::Reminded, held);
                             }
                             // What it needs is taken; it stands in line like any other.
                             queue.reminded(group);
@@ -254,7 +259,7 @@ fn take_turns(shared: &Arc<Shared>) {
         // What took nobody's turn costs none.
         let ran = if replaced { Duration::ZERO } else { start.elapsed() };
         shared.meter.busy.add(ran);
-        after = Some(Ended { queue, group, share, ran, again, replaced });
+        after = Some(Ended { queue, group, held, ran, again, replaced });
     }
 }
 

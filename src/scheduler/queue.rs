@@ -1,8 +1,9 @@
 //! A model's bounded queue and its idle instances: what waits, what runs, and how each request is answered.
 //!
 //! What runs together is the [`Batcher`]'s to decide; here it is done. A queue's instances stand in groups, each at the
-//! threads of one device; the requests are for whichever is idle first.
+//! threads of one device; the requests are for whichever is idle first. Groups come and go while requests wait (`members`).
 
+mod members;
 mod scheduling;
 mod state;
 mod turn;
@@ -12,25 +13,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
 
+pub use self::members::Remains;
+use self::members::{Seat, seats};
 use self::scheduling::one_by_one;
-pub use self::scheduling::{Member, Scheduling};
-use self::state::{Ask, Group, State};
+pub use self::scheduling::{Member, MemberId, Scheduling};
+use self::state::{Ask, State};
 pub(super) use self::state::{Job, Turn};
 use super::answer::{Answers, Reply, Times, Wait};
 use super::batcher::{Admission, Batcher, Entry, Rejected, Rules};
 use super::budget::Budget;
-use super::executor::ExecutorHandle;
 use super::order::Order;
 use super::run::Runner;
 use super::sequence::line::SequenceLine;
 use super::stream::AnswerStream;
-use super::turns::Share;
 use super::work::Work;
-use crate::backend::{Model, ModelInstance};
+use crate::backend::ModelInstance;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::{Deadline, NamedTensors};
 use crate::metrics::statistics::{FailureReason, ModelStatistics};
@@ -41,9 +42,8 @@ type Answered = (Reply, Result<NamedTensors>);
 
 /// A model version's queue.
 pub struct ModelQueue {
-    members: SmallVec<[(ExecutorHandle, Arc<Share>); 1]>,
-    /// Taken out when the queue is closed.
-    models: Mutex<SmallVec<[Arc<dyn Model>; 1]>>,
+    /// Where the groups of `state` run, ascending by their ids.
+    seats: ArcSwap<Vec<Seat>>,
     state: Mutex<State>,
     order: Option<Mutex<Order<Answered>>>,
     /// In place of the batcher, where requests come in sequences.
@@ -56,6 +56,8 @@ pub struct ModelQueue {
     patience: Duration,
     /// Told when somebody may want what a stream holds.
     wanted: Notify,
+    /// Told when an instance came back that was to go.
+    returned: Notify,
     /// Pinned by every execution, so that closing can wait for the last.
     running: PinCount,
     /// Requests given up that the batcher was not told of yet.
@@ -71,48 +73,45 @@ impl ModelQueue {
         let Scheduling { rules, layout, preserve_ordering, decoupled, sequences, patience } = scheduling;
         // What a sequence leaves in an instance is of use to that one only.
         let members = if sequences.is_some() { one_by_one(members) } else { members };
-        let mut groups = SmallVec::new();
-        for member in &members {
-            let idle = (0..member.instances.max(1)).map(|_| member.model.instance()).collect::<Result<Vec<_>>>()?;
-            groups.push(Group { idle, asked: 0 });
-        }
-        let instances = groups.iter().map(|group: &Group| group.idle.len()).sum();
+        let (seats, mut groups) = seats(0, members)?;
         let budget = rules.budget.map(|budget| {
             let mut learner = Budget::new(budget, rules.max_items);
-            learner.set_instances(instances);
+            learner.set_instances(groups.iter().map(|group| group.total).sum());
             learner
         });
         let batcher = Some(Batcher::new(rules.clone()));
-        let needs_nothing = members.iter().all(|member| member.share.needs_nothing());
         let waits = !rules.delay.is_zero() || budget.is_some();
         let meter = members.first().map(|member| member.executor.meter()).unwrap_or_default();
         let runner = Runner::new(layout, statistics, meter);
         let (runner, sequences) = match sequences {
             None => (runner, None),
             Some(sequencing) => {
-                let instances = groups.iter_mut().filter_map(|group: &mut Group| group.idle.pop()).collect();
+                let instances = groups.iter_mut().filter_map(|group| group.idle.pop()).collect();
                 (runner.trying_once(), Some(SequenceLine::new(sequencing, instances)))
             }
         };
-        let may_run_here = sequences.is_none()
-            && !waits
-            && needs_nothing
-            && !preserve_ordering
-            && !decoupled
-            && runner.layout().passes_through();
+        let may_run_here =
+            sequences.is_none() && !waits && !preserve_ordering && !decoupled && runner.layout().passes_through();
         Ok(Arc::new(Self {
             may_run_here,
             sequences,
             // The answers to two requests may mix: there is no order of theirs to keep.
             order: (preserve_ordering && !decoupled).then(Mutex::default),
             runner,
-            state: Mutex::new(State { batcher, groups, instances, reminder: None, budget, is_hastened: false }),
-            models: Mutex::new(members.iter().map(|member| Arc::clone(&member.model)).collect()),
-            members: members.into_iter().map(|member| (member.executor, member.share)).collect(),
+            state: Mutex::new(State {
+                batcher,
+                next_id: seats.len(),
+                groups,
+                reminder: None,
+                budget,
+                is_hastened: false,
+            }),
+            seats: ArcSwap::from_pointee(seats),
             rules,
             decoupled,
             patience,
             wanted: Notify::new(),
+            returned: Notify::new(),
             running: PinCount::default(),
             given_up: AtomicUsize::new(0),
         }))
@@ -152,10 +151,6 @@ impl ModelQueue {
 
     pub(super) fn statistics(&self) -> &ModelStatistics {
         self.runner.statistics()
-    }
-
-    pub(super) fn share(&self, group: usize) -> Arc<Share> {
-        self.members.get(group).map(|(_, share)| Arc::clone(share)).unwrap_or_default()
     }
 
     /// Runs the work and gives the wanted outputs: here and now if the model is quick and idle, else through the
@@ -221,17 +216,15 @@ impl ModelQueue {
     pub fn hasten(self: &Arc<Self>) {
         self.state.lock().is_hastened = true;
         self.wanted.notify_waiters();
-        loop {
-            let ask = self.state.lock().ask(Instant::now());
-            let Some(ask) = ask else { return };
-            self.carry_out(ask);
-        }
+        self.ask_all();
     }
 
-    /// Whether somebody waits for what a stream holds.
-    fn is_wanted(&self) -> bool {
-        let state = self.state.lock();
-        state.is_hastened || state.batcher.as_ref().is_some_and(|batcher| !batcher.is_empty())
+    /// Whether somebody waits for what a stream of this group holds.
+    fn is_wanted(&self, group: MemberId) -> bool {
+        let mut state = self.state.lock();
+        state.is_hastened
+            || state.group_mut(group).is_none_or(|group| group.surplus > 0)
+            || state.batcher.as_ref().is_some_and(|batcher| !batcher.is_empty())
     }
 
     /// Where the work stands: while it waits, its own deadline and its priority's are one.
@@ -247,50 +240,50 @@ impl ModelQueue {
         if !self.may_run_here || !self.runner.promptness().is_prompt(work.input_bytes()) {
             return ControlFlow::Continue(work);
         }
-        let Some((executor, _)) = self.members.first() else { return ControlFlow::Continue(work) };
-        let (Some(_place), Some(_running)) = (executor.short_way(), self.pin()) else {
-            return ControlFlow::Continue(work);
-        };
-        let instance = {
+        let Some(_running) = self.pin() else { return ControlFlow::Continue(work) };
+        let seats = self.seats.load();
+        let found = seats.iter().filter(|seat| seat.share.needs_nothing()).find_map(|seat| {
+            let place = seat.executor.short_way()?;
             let mut state = self.state.lock();
             let nobody_waits = state.batcher.as_ref().is_some_and(Batcher::is_empty);
-            if nobody_waits { state.groups.first_mut().and_then(|group| group.idle.pop()) } else { None }
-        };
-        let Some(instance) = instance else { return ControlFlow::Continue(work) };
+            let instance = state.group_mut(seat.id).filter(|_| nobody_waits)?.idle.pop()?;
+            Some((seat.id, place, instance))
+        });
+        let Some((group, _place, instance)) = found else { return ControlFlow::Continue(work) };
         if admission.reject_at.is_some_and(|at| Instant::now() >= at) {
-            self.give_back(Some(instance), 0);
+            self.give_back(Some(instance), group);
             self.statistics().record_failure(FailureReason::Rejected, work.arrived.elapsed());
             return ControlFlow::Break(Err(deadline_exceeded()));
         }
         let arrived = work.arrived;
         let (instance, result) =
-            self.runner.run_alone(instance, (&work, arrived), &|| false, &|broken| self.replace(broken, 0));
-        self.give_back(instance, 0);
+            self.runner.run_alone(instance, (&work, arrived), &|| false, &|broken| self.replace(broken, group));
+        self.give_back(instance, group);
         ControlFlow::Break(result)
     }
 
-    fn give_back(self: &Arc<Self>, instance: Option<Box<dyn ModelInstance>>, group: usize) {
+    fn give_back(self: &Arc<Self>, instance: Option<Box<dyn ModelInstance>>, group: MemberId) {
         if let Some(ask) = self.take_back(instance, group) {
             self.carry_out(ask);
         }
     }
 
     /// Puts an instance among the idle ones, or counts it lost, and says what is to be asked next.
-    fn take_back(&self, instance: Option<Box<dyn ModelInstance>>, group: usize) -> Option<Ask> {
+    fn take_back(&self, instance: Option<Box<dyn ModelInstance>>, group: MemberId) -> Option<Ask> {
         let mut orphans = Vec::new();
-        let again;
+        let (was_to_go, again);
         {
             let mut state = self.state.lock();
-            state.instances = state.instances.saturating_sub(usize::from(instance.is_none()));
-            if let Some(group) = state.groups.get_mut(group) {
-                group.idle.extend(instance);
-            }
-            if state.instances == 0
+            was_to_go = state.put_back(group, instance);
+            if state.serving() == 0
                 && let Some(batcher) = &mut state.batcher
             {
                 orphans = batcher.drain();
             }
             again = state.ask(Instant::now());
+        }
+        if was_to_go {
+            self.returned.notify_waiters();
         }
         for entry in orphans {
             self.answer(entry.request, Err(no_instance()));
@@ -303,10 +296,21 @@ impl ModelQueue {
             Ask::Turn(group) => (group, None),
             Ask::Reminder(group, at) => (group, Some(at)),
         };
-        let Some((executor, _)) = self.members.get(group) else { return };
+        let seats = self.seats.load();
+        // A member that left meanwhile: whoever took it out asks others.
+        let Some(seat) = Seat::of(&seats, group) else { return };
         match at {
-            None => executor.submit(Arc::clone(self), group),
-            Some(at) => executor.submit_at(self, group, at),
+            None => seat.executor.submit(Arc::clone(self), group),
+            Some(at) => seat.executor.submit_at(self, group, at),
+        }
+    }
+
+    /// Asks for all that there is to ask for.
+    fn ask_all(self: &Arc<Self>) {
+        loop {
+            let ask = self.state.lock().ask(Instant::now());
+            let Some(ask) = ask else { return };
+            self.carry_out(ask);
         }
     }
 
@@ -327,7 +331,7 @@ impl ModelQueue {
         let likeness = self.runner.layout().likeness(&work);
         let refused = {
             let mut state = self.state.lock();
-            let has_instances = state.instances > 0;
+            let has_instances = state.serving() > 0;
             let now = Instant::now();
             let state = &mut *state;
             match &mut state.batcher {
@@ -355,9 +359,16 @@ impl ModelQueue {
             self.statistics().record_failure(reason, arrived.elapsed());
             return Err(error);
         }
-        let ask = self.state.lock().ask(Instant::now());
+        let (ask, is_alone) = {
+            let mut state = self.state.lock();
+            (state.ask(Instant::now()), state.groups.len() == 1)
+        };
         if let Some(ask) = ask {
             self.carry_out(ask);
+        }
+        if !is_alone {
+            // Each device is asked.
+            self.ask_all();
         }
         Ok(())
     }
@@ -376,7 +387,7 @@ impl ModelQueue {
     }
 
     /// Asks a thread of a group's device for a turn, now or later.
-    pub(super) fn ask(self: &Arc<Self>, (group, at): (usize, Option<Instant>)) {
+    pub(super) fn ask(self: &Arc<Self>, (group, at): (MemberId, Option<Instant>)) {
         self.carry_out(at.map_or(Ask::Turn(group), |at| Ask::Reminder(group, at)));
     }
 
@@ -390,8 +401,8 @@ impl ModelQueue {
     }
 
     /// Another instance for one that panicked: what that holds may be half done.
-    pub(super) fn replace(&self, broken: Box<dyn ModelInstance>, group: usize) -> Result<Box<dyn ModelInstance>> {
-        let model = self.models.lock().get(group).cloned();
+    pub(super) fn replace(&self, broken: Box<dyn ModelInstance>, group: MemberId) -> Result<Box<dyn ModelInstance>> {
+        let model = self.state.lock().group_mut(group).map(|group| Arc::clone(&group.model));
         drop(broken);
         model.ok_or_else(unloaded)?.instance()
     }
@@ -404,16 +415,12 @@ impl ModelQueue {
         let State { batcher, groups, .. } = std::mem::take(&mut *self.state.lock());
         // Their callers are told by the closed channel.
         drop(batcher);
-        let of_sequences = self.sequences.iter().flat_map(SequenceLine::close);
-        let instances = groups.into_iter().flat_map(|group| group.idle).chain(of_sequences).collect();
-        Remains { _instances: instances, _models: std::mem::take(&mut *self.models.lock()) }
+        let mut remains = Remains::default();
+        remains.instances.extend(self.sequences.iter().flat_map(SequenceLine::close));
+        groups.into_iter().for_each(|group| remains.take(group));
+        self.returned.notify_waiters();
+        remains
     }
-}
-
-/// What is left of a closed queue: instances first, then the models they share.
-pub struct Remains {
-    _instances: Vec<Box<dyn ModelInstance>>,
-    _models: SmallVec<[Arc<dyn Model>; 1]>,
 }
 
 pub(super) fn no_instance() -> Error {

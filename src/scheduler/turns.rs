@@ -5,12 +5,16 @@
 //! behind goes next. A model that was idle begins where the clock stands, so that it neither goes without nor catches up
 //! on what it did not ask for. So a model with many requests waits behind one with a single, after the turn that runs.
 //!
+//! How long a turn takes is known when it ends. Until then it counts as long as those before it, and so do turns of the same
+//! model that stand in line: or all that a model has instances for would begin at one time, before anybody who comes then.
+//!
 //! Turns that name resources (Triton's rate limiter) wait until there are enough of them, and others go past.
 //!
 //! Pure but for the counters that devices share: no clock, no thread.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -108,6 +112,10 @@ impl Resources {
 pub struct Share {
     /// Virtual nanoseconds.
     behind: AtomicU64,
+    /// What a turn takes, in virtual nanoseconds, from the last ones. Like the others, changed under the lock of one device.
+    expected: AtomicU64,
+    /// Its turns that stand in line.
+    standing: AtomicU64,
     /// Its turns count so many times over: 1 is an ordinary share, 2 half of one.
     cost: u32,
     /// What a turn needs.
@@ -124,7 +132,13 @@ impl Share {
     /// A share of one `cost`th of an ordinary one, whose turns need resources.
     #[must_use]
     pub fn new(cost: u32, needs: Vec<(ResourceName, u64)>) -> Self {
-        Self { behind: AtomicU64::new(0), cost: cost.max(1), needs }
+        Self {
+            behind: AtomicU64::new(0),
+            expected: AtomicU64::new(0),
+            standing: AtomicU64::new(0),
+            cost: cost.max(1),
+            needs,
+        }
     }
 
     /// Whether its turns take no resources.
@@ -134,10 +148,24 @@ impl Share {
     }
 }
 
+/// A turn that is under way, and what it was counted as.
+pub(super) struct Held {
+    share: Arc<Share>,
+    charged: u64,
+}
+
+impl Deref for Held {
+    type Target = Arc<Share>;
+
+    fn deref(&self) -> &Arc<Share> {
+        &self.share
+    }
+}
+
 /// What a thread is to do.
 pub(super) enum Next<E, L> {
     /// This turn, and whose share it is of.
-    Turn(E, Arc<Share>),
+    Turn(E, Held),
     /// Look at this one again.
     Reminder(L),
     /// Nothing until then, or until something comes.
@@ -188,7 +216,8 @@ impl<E, L> Turns<E, L> {
 
     /// Stands in line.
     pub(super) fn enter(&mut self, entry: E, share: &Arc<Share>) {
-        let start = share.behind.load(Ordering::Relaxed).max(self.clock);
+        let before = share.standing.fetch_add(1, Ordering::Relaxed) * share.expected.load(Ordering::Relaxed);
+        let start = share.behind.load(Ordering::Relaxed).max(self.clock).saturating_add(before);
         self.number += 1;
         self.line.insert((start, self.number), (entry, Arc::clone(share)));
     }
@@ -214,30 +243,39 @@ impl<E, L> Turns<E, L> {
             && let Some((entry, share)) = self.line.remove(&key)
         {
             self.clock = self.clock.max(key.0);
-            // Where several turns of one share stand in line, each begins where the one before it began.
-            share.behind.fetch_max(key.0, Ordering::Relaxed);
-            return Next::Turn(entry, share);
+            share.standing.fetch_sub(1, Ordering::Relaxed);
+            return Next::Turn(entry, begin(share, key.0));
         }
         Next::Wait(self.reminders.peek().map(|Reverse(first)| first.at))
     }
 
-    /// Takes what a turn out of line needs.
-    pub(super) fn hold(&self, share: &Share) -> bool {
-        self.resources.take(&share.needs)
+    /// A turn out of line, if there is what it needs.
+    pub(super) fn hold(&self, share: &Arc<Share>) -> Option<Held> {
+        self.resources.take(&share.needs).then(|| begin(Arc::clone(share), self.clock))
     }
 
-    /// A turn of this share took `ran`; whether something it held is free again.
-    pub(super) fn leave(&mut self, share: &Share, ran: Duration) -> bool {
-        let ran = u64::try_from(ran.as_nanos()).unwrap_or(u64::MAX).saturating_mul(u64::from(share.cost));
-        // A turn that began out of line began now.
-        share.behind.fetch_max(self.clock, Ordering::Relaxed);
-        share.behind.fetch_add(ran.max(1), Ordering::Relaxed);
+    /// A turn took `ran`; whether something it held is free again.
+    pub(super) fn leave(&mut self, held: &Held, ran: Duration) -> bool {
+        let Held { share, charged } = held;
+        let ran = u64::try_from(ran.as_nanos()).unwrap_or(u64::MAX).saturating_mul(u64::from(share.cost)).max(1);
+        let behind = share.behind.load(Ordering::Relaxed);
+        share.behind.store(behind.saturating_add(ran).saturating_sub(*charged), Ordering::Relaxed);
+        let expected = share.expected.load(Ordering::Relaxed);
+        share.expected.store(if expected == 0 { ran } else { expected.midpoint(ran) }, Ordering::Relaxed);
         if share.needs.is_empty() {
             return false;
         }
         self.resources.give_back(&share.needs);
         true
     }
+}
+
+/// A turn that began at `start`, in virtual nanoseconds.
+fn begin(share: Arc<Share>, start: u64) -> Held {
+    let charged = share.expected.load(Ordering::Relaxed);
+    let behind = share.behind.load(Ordering::Relaxed).max(start);
+    share.behind.store(behind.saturating_add(charged), Ordering::Relaxed);
+    Held { share, charged }
 }
 
 #[cfg(test)]
@@ -250,7 +288,7 @@ mod tests {
         Turns::new(Arc::default())
     }
 
-    fn take(line: &mut Line, now: Instant) -> Option<(&'static str, Arc<Share>)> {
+    fn take(line: &mut Line, now: Instant) -> Option<(&'static str, Held)> {
         match line.next(now) {
             Next::Turn(entry, share) => Some((entry, share)),
             Next::Reminder(_) | Next::Wait(_) => None,
@@ -355,5 +393,68 @@ mod tests {
         assert!(matches!(line.next(at(25)), Next::Reminder("first")));
         assert!(matches!(line.next(at(25)), Next::Reminder("second")));
         assert!(matches!(line.next(at(25)), Next::Wait(Some(until)) if until == at(30)));
+    }
+
+    /// How long each request of one model takes, in turns, on so many threads: beside another model that always has work
+    /// for all its instances, or alone. Requests come at these times, every turn takes one.
+    fn times_beside(busy: usize, threads: usize, arrivals: &[u64]) -> Vec<u64> {
+        const TURN: u64 = 1_000;
+        let now = Instant::now();
+        let (mut line, hot, cold) = (line(), Arc::default(), Arc::default());
+        // It has run before: how long it takes is known.
+        line.enter("hot", &hot);
+        let (_, held) = take(&mut line, now).unwrap();
+        line.leave(&held, Duration::from_nanos(TURN));
+        (0..busy).for_each(|_| line.enter("hot", &hot));
+        let mut running: Vec<(u64, &str, Held)> = Vec::new();
+        let (mut arrivals, mut waiting, mut times) =
+            (arrivals.iter().peekable(), std::collections::VecDeque::new(), Vec::new());
+        let mut begun = std::collections::VecDeque::new();
+        let mut clock = 0;
+        while arrivals.peek().is_some() || !waiting.is_empty() || !begun.is_empty() {
+            while arrivals.peek().is_some_and(|at| **at <= clock) {
+                waiting.push_back(*arrivals.next().unwrap());
+                line.enter("cold", &cold);
+            }
+            while running.len() < threads
+                && let Some((name, share)) = take(&mut line, now)
+            {
+                if name == "cold" {
+                    begun.push_back(waiting.pop_front().unwrap());
+                }
+                running.push((clock + TURN, name, share));
+            }
+            let ends = running.iter().map(|(end, _, _)| *end).chain(arrivals.peek().map(|at| **at)).min();
+            let Some(next) = ends else { break };
+            clock = clock.max(next);
+            let (ended, rest): (Vec<_>, Vec<_>) = running.into_iter().partition(|(end, _, _)| *end <= clock);
+            running = rest;
+            for (_, name, share) in ended {
+                line.leave(&share, Duration::from_nanos(TURN));
+                match name {
+                    "hot" => line.enter("hot", &hot),
+                    _ => times.push(clock - begun.pop_front().unwrap()),
+                }
+            }
+        }
+        times.into_iter().map(|time| time.div_ceil(TURN)).collect()
+    }
+
+    proptest::proptest! {
+        /// A model that asks for no more than its part of the device waits for at most the turn that runs, however much
+        /// another asks for: two turns where it would take one.
+        #[test]
+        fn a_hot_model_costs_a_cold_one_at_most_the_turn_that_runs(
+            threads in 1_usize..4,
+            busy in 10_usize..40,
+            gaps in proptest::collection::vec(2_000_u64..9_000, 1..60),
+        ) {
+            let arrivals: Vec<u64> = gaps.iter().scan(0, |at, gap| { *at += gap; Some(*at) }).collect();
+            let alone = times_beside(0, threads, &arrivals);
+            proptest::prop_assert!(alone.iter().all(|turns| *turns == 1));
+            let beside = times_beside(busy, threads, &arrivals);
+            proptest::prop_assert_eq!(beside.len(), arrivals.len());
+            proptest::prop_assert!(beside.iter().all(|turns| *turns <= 2), "{:?}", beside);
+        }
     }
 }

@@ -60,7 +60,7 @@ struct Asked {
     answer: Answer,
 }
 
-fn work(tag: i32) -> Work {
+pub(crate) fn work(tag: i32) -> Work {
     let tensor = Tensor::from_vec(Shape::new(&[1]), vec![tag]).unwrap();
     Work {
         inputs: std::iter::once(NamedTensor { name: "x".into(), tensor }).collect(),
@@ -75,7 +75,7 @@ fn work(tag: i32) -> Work {
     }
 }
 
-fn load(gated: &Gated, name: &str) -> Arc<dyn Model> {
+pub(crate) fn load(gated: &Gated, name: &str) -> Arc<dyn Model> {
     let files = ModelFiles {
         directory: ".".into(),
         version_directory: ".".into(),

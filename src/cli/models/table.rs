@@ -36,6 +36,8 @@ pub(super) struct Row {
     reason: String,
     device: Option<String>,
     device_bytes: u64,
+    #[serde(default)]
+    copies: Vec<DeviceCopy>,
     disk_bytes: u64,
     #[serde(default)]
     retention: String,
@@ -43,6 +45,23 @@ pub(super) struct Row {
     loads: u64,
     evictions: u64,
     pub(super) fetch: Option<Fetch>,
+}
+
+/// A model's copy on one device.
+#[derive(Debug, Deserialize)]
+struct DeviceCopy {
+    device: String,
+}
+
+impl Row {
+    /// Its devices: `gpu:0,gpu:1`. A server that does not tell copies apart has one.
+    fn devices(&self) -> Option<String> {
+        if self.copies.len() < 2 {
+            return self.device.as_deref().map(printable);
+        }
+        let each: Vec<_> = self.copies.iter().map(|copy| printable(&copy.device)).collect();
+        Some(each.join(","))
+    }
 }
 
 /// A fetch under way.
@@ -109,8 +128,8 @@ fn line(text: &mut String, cells: &[String; 9], widths: &[usize; 9]) {
 
 fn cells(row: &Row, now: SystemTime, whole_names: bool) -> [String; 9] {
     let name = printable(&row.name);
-    let tier = match (&row.device, row.tier.as_str()) {
-        (Some(device), "device") => printable(device),
+    let tier = match (row.devices(), row.tier.as_str()) {
+        (Some(devices), "device") => devices,
         (_, tier) => printable(tier),
     };
     let last_use = row.last_use.as_deref().and_then(time::parse).map(|at| ago(at, now));
@@ -175,7 +194,8 @@ fn books(books: &[Book]) -> String {
 /// An explanation: the row in words, the reasons, what a load would cost.
 pub(super) fn explained(explained: &Explained, now: SystemTime) -> String {
     let row = &explained.model;
-    let mut text = format!("{}: {} on {}", printable(&row.name), row.state, row.device.as_ref().unwrap_or(&row.tier));
+    let place = row.devices().unwrap_or_else(|| row.tier.clone());
+    let mut text = format!("{}: {} on {place}", printable(&row.name), row.state);
     if let Some(at) = row.last_use.as_deref().and_then(time::parse) {
         let _ = write!(text, ", last asked for {}", ago(at, now));
     }

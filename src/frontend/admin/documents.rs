@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 use super::super::time::Rfc3339;
 use crate::inference::{DeviceId, Version};
 use crate::lifecycle::residency::{
-    Explanation, FetchProgress, LastEviction, LastLoad, ModelResidency, ResidencyPage, TierBook,
+    CopyResidency, Explanation, FetchProgress, LastEviction, LastLoad, ModelResidency, ResidencyPage, TierBook,
 };
 
 /// `GET /v1/residency`.
@@ -113,6 +113,7 @@ pub struct Row<'a> {
     versions: Versions<'a>,
     device: Option<Device>,
     device_bytes: u64,
+    copies: Vec<DeviceCopy>,
     host_bytes: u64,
     disk_bytes: u64,
     fingerprint: Option<&'a str>,
@@ -139,6 +140,7 @@ impl<'a> Row<'a> {
             versions: Versions(&model.versions),
             device: model.device.map(Device),
             device_bytes: model.device_bytes,
+            copies: model.copies.iter().map(DeviceCopy::of).collect(),
             host_bytes: model.host_bytes,
             disk_bytes: model.disk_bytes,
             fingerprint: model.fingerprint.as_deref(),
@@ -152,6 +154,21 @@ impl<'a> Row<'a> {
             fetch: model.fetch.as_ref().map(Fetch::of),
             generation: model.generation,
         }
+    }
+}
+
+#[derive(Serialize)]
+struct DeviceCopy {
+    device: Device,
+    device_bytes: u64,
+    instances: usize,
+    extra: bool,
+}
+
+impl DeviceCopy {
+    const fn of(copy: &CopyResidency) -> Self {
+        let CopyResidency { device, bytes, instances, is_extra } = *copy;
+        Self { device: Device(device), device_bytes: bytes, instances, extra: is_extra }
     }
 }
 

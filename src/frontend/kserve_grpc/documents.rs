@@ -86,7 +86,7 @@ pub(super) async fn model_config(
 ) -> Result<ConfigAnswer> {
     let version = parameters::version(&asked.version)?;
     let handle = grpc.server().model(&asked.name, version, deadline).await?;
-    Ok(ConfigAnswer::of(&handle.config))
+    Ok(ConfigAnswer::of(&handle.config_now()))
 }
 
 /// One model's rows, or those of all models in memory where no name is given.

@@ -143,7 +143,7 @@ pub(super) async fn model_config(
     deadline: Option<Deadline>,
 ) -> Result<Response> {
     let handle = kserve.server().model(name, version, deadline).await?;
-    Ok(document(config_json::to_json(&handle.config).to_string()))
+    Ok(document(config_json::to_json(&handle.config_now()).to_string()))
 }
 
 pub(super) async fn all_statistics(State(kserve): State<Kserve>) -> Response {

@@ -13,6 +13,9 @@ use crate::backend::Model;
 use crate::error::Result;
 use crate::model_config::ModelConfig;
 
+/// Names a member of a queue for as long as the queue lives; the next one's is greater.
+pub type MemberId = usize;
+
 /// Instances that run at the threads of one device, in turns of one share.
 #[derive(Clone)]
 pub struct Member {

@@ -11,7 +11,8 @@ use super::super::budget::Budget;
 use super::super::layout::Likeness;
 use super::super::order::Place;
 use super::super::work::Work;
-use crate::backend::ModelInstance;
+use super::scheduling::MemberId;
+use crate::backend::{Model, ModelInstance};
 
 /// A request that waits or runs.
 pub(in crate::scheduler) struct Job {
@@ -48,19 +49,73 @@ impl Batched for Job {
 }
 
 /// The instances of one member.
-#[derive(Default)]
 pub(super) struct Group {
+    pub(super) id: MemberId,
+    /// What another instance is made of.
+    pub(super) model: Arc<dyn Model>,
+    /// Whose threads run it: groups at one device have the same.
+    pub(super) line: usize,
     pub(super) idle: Vec<Box<dyn ModelInstance>>,
-    /// Turns asked of the executor that have not begun; never more than there are idle instances to take them.
+    /// Turns asked of the executor that have not begun; more than idle instances only where some of those left.
     pub(super) asked: usize,
+    /// Instances there are, idle or running; fewer than were made if one panicked and could not be replaced.
+    pub(super) total: usize,
+    /// How many of them are to go as soon as they are idle.
+    pub(super) surplus: usize,
+    /// Those that went, until somebody drops them where that may take its time.
+    pub(super) gone: Vec<Box<dyn ModelInstance>>,
+    /// Whether nothing of it is to stay.
+    pub(super) is_leaving: bool,
+}
+
+impl Group {
+    fn spare(&self) -> usize {
+        self.idle.len().saturating_sub(self.asked)
+    }
+
+    /// Turns that were asked for and have an instance to take them.
+    fn open(&self) -> usize {
+        self.asked.min(self.idle.len())
+    }
+
+    /// Lets so many instances go: those that are idle now, the others when they come back.
+    pub(super) fn shrink(&mut self, count: usize) {
+        self.surplus = (self.surplus + count).min(self.total);
+        while self.surplus > 0
+            && let Some(instance) = self.idle.pop()
+        {
+            self.part(instance);
+        }
+    }
+
+    fn part(&mut self, instance: Box<dyn ModelInstance>) {
+        self.gone.push(instance);
+        self.surplus -= 1;
+        self.total -= 1;
+    }
+
+    /// An instance came back, or was lost; whether it is one that was to go.
+    fn put_back(&mut self, instance: Option<Box<dyn ModelInstance>>) -> bool {
+        let was_to_go = self.surplus > 0;
+        match instance {
+            Some(instance) if was_to_go => self.part(instance),
+            Some(instance) => self.idle.push(instance),
+            None => {
+                self.total = self.total.saturating_sub(1);
+                self.surplus = self.surplus.saturating_sub(1);
+            }
+        }
+        was_to_go
+    }
 }
 
 #[derive(Default)]
 pub(super) struct State {
     pub(super) batcher: Option<Batcher<Job>>,
+    /// Ascending by their ids.
     pub(super) groups: SmallVec<[Group; 1]>,
-    /// Instances there are, idle or running; fewer than at the start only if one panicked and could not be replaced.
-    pub(super) instances: usize,
+    /// The id of the next one.
+    pub(super) next_id: MemberId,
     /// When an executor was asked to look again.
     pub(super) reminder: Option<Instant>,
     /// Learns how long to wait for company, where the model says by when it must answer.
@@ -71,8 +126,8 @@ pub(super) struct State {
 
 /// What an executor is to be asked.
 pub(super) enum Ask {
-    Turn(usize),
-    Reminder(usize, Instant),
+    Turn(MemberId),
+    Reminder(MemberId, Instant),
 }
 
 impl State {
@@ -84,30 +139,61 @@ impl State {
         }
     }
 
+    pub(super) fn group_mut(&mut self, id: MemberId) -> Option<&mut Group> {
+        let at = self.groups.binary_search_by_key(&id, |group| group.id).ok()?;
+        self.groups.get_mut(at)
+    }
+
+    /// Instances that requests may hope for.
+    pub(super) fn serving(&self) -> usize {
+        self.groups.iter().map(|group| group.total - group.surplus).sum()
+    }
+
+    /// Instances came or go: who learns from their number is told.
+    pub(super) fn count_instances(&mut self) {
+        let serving = self.serving();
+        if let Some(budget) = &mut self.budget {
+            budget.set_instances(serving);
+        }
+    }
+
+    /// Whether an instance is idle that nobody was asked to run.
+    pub(super) fn has_spare(&self) -> bool {
+        self.groups.iter().any(|group| group.spare() > 0)
+    }
+
+    /// An instance came back to its group, or was lost; whether it is one that was to go.
+    pub(super) fn put_back(&mut self, id: MemberId, instance: Option<Box<dyn ModelInstance>>) -> bool {
+        self.group_mut(id).is_some_and(|group| group.put_back(instance))
+    }
+
     /// What to ask of an executor now, and counts it.
     pub(super) fn ask(&mut self, now: Instant) -> Option<Ask> {
-        let spare = |(_, group): &(usize, &Group)| group.idle.len().saturating_sub(group.asked);
-        let (index, group) = self.groups.iter().enumerate().max_by_key(spare)?;
-        if group.idle.len() <= group.asked {
-            return None;
-        }
-        let asked: usize = self.groups.iter().map(|group| group.asked).sum();
         let delay = self.delay(now);
-        let batcher = self.batcher.as_mut()?;
-        if asked >= batcher.batches() {
-            return None;
-        }
-        match batcher.due(now, delay) {
+        let batches = self.batcher.as_ref()?.batches();
+        let index = self.next_group(batches)?;
+        let group = &mut self.groups[index];
+        match self.batcher.as_mut()?.due(now, delay) {
             Due::Now => {
-                self.groups[index].asked += 1;
-                Some(Ask::Turn(index))
+                group.asked += 1;
+                Some(Ask::Turn(group.id))
             }
             Due::At(at) if self.reminder.is_none_or(|reminder| at < reminder) => {
                 self.reminder = Some(at);
-                Some(Ask::Reminder(index, at))
+                Some(Ask::Reminder(group.id, at))
             }
             Due::At(_) | Due::Never => None,
         }
+    }
+
+    /// The group with the most instances to spare, at a device that was asked for fewer turns than there are batches. A
+    /// batch is for whichever device comes to it first: one may be busy with other models.
+    fn next_group(&self, batches: usize) -> Option<usize> {
+        let asked_at =
+            |line: usize| -> usize { self.groups.iter().filter(|group| group.line == line).map(Group::open).sum() };
+        let found = self.groups.iter().enumerate().filter(|(_, group)| group.spare() > 0);
+        let found = found.filter(|(_, group)| asked_at(group.line) < batches);
+        found.max_by_key(|(_, group)| group.spare()).map(|(index, _)| index)
     }
 }
 

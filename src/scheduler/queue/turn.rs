@@ -10,26 +10,26 @@ use super::super::answer::Patience;
 use super::super::batcher::{Batched, Batcher, Entry, Next};
 use super::super::order::Place;
 use super::super::work::Work;
-use super::{Ask, Job, ModelQueue, Turn, deadline_exceeded, no_instance};
+use super::{Ask, Job, MemberId, ModelQueue, Turn, deadline_exceeded, no_instance};
 use crate::backend::ModelInstance;
 use crate::error::Result;
 use crate::inference::NamedTensors;
 
 impl ModelQueue {
     /// A reminder came for a group that cannot take its turn yet; it stands in line as if it had been asked.
-    pub(in crate::scheduler) fn reminded(&self, group: usize) {
+    pub(in crate::scheduler) fn reminded(&self, group: MemberId) {
         if let Some(sequences) = &self.sequences {
             return sequences.reminded(group);
         }
         let mut state = self.state.lock();
         state.reminder = None;
-        if let Some(group) = state.groups.get_mut(group) {
+        if let Some(group) = state.group_mut(group) {
             group.asked += 1;
         }
     }
 
     /// One turn on a device's thread: the batch that is due. Says whether the same group wants another.
-    pub(in crate::scheduler) fn turn(self: &Arc<Self>, group: usize, turn: Turn) -> bool {
+    pub(in crate::scheduler) fn turn(self: &Arc<Self>, group: MemberId, turn: Turn) -> bool {
         if let Some(sequences) = &self.sequences {
             return sequences.turn(self, group, turn);
         }
@@ -40,32 +40,36 @@ impl ModelQueue {
         {
             let mut state = self.state.lock();
             let state = &mut *state;
-            // A queue that was closed meanwhile has nothing asked.
-            let Some(own) = state.groups.get_mut(group) else { return false };
-            match turn {
-                Turn::Asked => own.asked = own.asked.saturating_sub(1),
-                Turn::Reminded => state.reminder = None,
+            if turn == Turn::Reminded {
+                state.reminder = None;
             }
-            // The short way may have taken the instance; it asks for a turn when it gives it back.
-            if pinned.is_none() || own.idle.is_empty() {
+            // A queue that was closed meanwhile has nothing asked, a member that left nothing to do.
+            let Some(own) = state.group_mut(group) else { return false };
+            if turn == Turn::Asked {
+                own.asked = own.asked.saturating_sub(1);
+            }
+            if pinned.is_none() {
                 return false;
             }
+            let is_able = !own.idle.is_empty();
             let now = Instant::now();
             let delay = state.delay(now);
             let Some(batcher) = &mut state.batcher else { return false };
             batcher.given_up(self.given_up.swap(0, Ordering::Relaxed));
-            match batcher.next(now, delay) {
-                Next::Batch(batch) => {
-                    given =
-                        state.groups.get_mut(group).and_then(|own| own.idle.pop()).map(|instance| (batch, instance));
+            // The short way may have taken the instance, or it left; others may be idle.
+            let next = if is_able { Some(batcher.next(now, delay)) } else { None };
+            match next {
+                Some(Next::Batch(batch)) => {
+                    given = state.group_mut(group).and_then(|own| own.idle.pop()).map(|instance| (batch, instance));
                 }
-                Next::Wait(at) => {
+                Some(Next::Wait(at)) => {
                     if state.reminder.is_none_or(|reminder| at < reminder) {
                         state.reminder = Some(at);
                         more = Some(Ask::Reminder(group, at));
                     }
                 }
-                Next::Nothing => {}
+                Some(Next::Nothing) => {}
+                None => more = state.ask(now),
             }
             expired = state.batcher.as_mut().map(Batcher::take_expired).unwrap_or_default();
         }
@@ -99,7 +103,7 @@ impl ModelQueue {
         self: &Arc<Self>,
         instance: Box<dyn ModelInstance>,
         batch: Vec<Entry<Job>>,
-        group: usize,
+        group: MemberId,
     ) -> Option<Box<dyn ModelInstance>> {
         for entry in &batch {
             entry.request.begin();
@@ -135,9 +139,9 @@ impl ModelQueue {
         instance: Box<dyn ModelInstance>,
         job: Job,
         queued: Instant,
-        group: usize,
+        group: MemberId,
     ) -> Option<Box<dyn ModelInstance>> {
-        let is_wanted = || self.is_wanted();
+        let is_wanted = || self.is_wanted(group);
         let patience = Patience { least: self.patience, is_wanted: &is_wanted, wanted: &self.wanted };
         let replace = |broken| self.replace(broken, group);
         let Job { work, reply, .. } = job;

@@ -60,12 +60,12 @@ impl Repository {
         std::fs::write(path, content).unwrap();
     }
 
-    /// Writes a model's configuration anew, as it is: what is loaded next is another content.
+    /// Writes a file of the model's first version anew, as it is: what is loaded next is another content.
     pub(crate) fn touch(&self, name: &str) {
-        let file = self.path().join(name).join("config.pbtxt");
-        let text = std::fs::read(&file).unwrap();
-        let fresh = file.with_extension("fresh");
-        std::fs::write(&fresh, text).unwrap();
+        let folder = self.path().join(name).join("1");
+        std::fs::create_dir_all(&folder).unwrap();
+        let (file, fresh) = (folder.join("weights"), folder.join("weights.fresh"));
+        std::fs::write(&fresh, "as ever").unwrap();
         std::fs::rename(&fresh, &file).unwrap();
     }
 

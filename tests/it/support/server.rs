@@ -3,13 +3,18 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use roundhouse::app::{App, Listeners};
+use roundhouse::app::{App, Listeners, Machine};
 use roundhouse::backend::gated::{Counts, Gated};
 use roundhouse::backend::identity::Identity;
 use roundhouse::backend::registry::BackendRegistry;
-use roundhouse::config::{Port, ServeOptions, ServerConfig};
+use roundhouse::config::amount::{Amount, MemoryLimit};
+use roundhouse::config::{DeviceChoice, EvictionRule, Port, ServeOptions, ServerConfig};
+use roundhouse::device::devices::Devices;
+use roundhouse::device::monitor::{DeviceMemory, DeviceMonitor};
 use roundhouse::error::Result;
+use roundhouse::inference::DeviceId;
 use roundhouse::lifecycle::residency::{ModelResidency, ResidencyQuery, Tier, TierBook};
 use roundhouse::server::InferenceServer;
 use tokio::runtime::Runtime;
@@ -27,6 +32,18 @@ pub(crate) struct Addresses {
     pub(crate) grpc: SocketAddr,
     pub(crate) metrics: SocketAddr,
     pub(crate) sagemaker: SocketAddr,
+}
+
+/// The host as it is; GPUs of a GiB that nobody uses.
+struct Memory(Devices);
+
+impl DeviceMonitor for Memory {
+    fn memory(&self, device: DeviceId) -> Result<DeviceMemory> {
+        match device {
+            DeviceId::Cpu => self.0.memory(device),
+            DeviceId::Gpu(_) => Ok(DeviceMemory { total: 1 << 30, used: 0, ours: 0 }),
+        }
+    }
 }
 
 /// A running server with the `gated` and `identity` backends.
@@ -96,8 +113,50 @@ impl TestServer {
         gated: Gated,
         change: impl FnOnce(&mut ServerConfig),
     ) -> Self {
+        Self::start_on(repository, gated, |_| {}, change).await
+    }
+
+    /// A server on a machine with `gpus` GPUs and a CPU, each with room for models of `kib` KiB, once it is ready.
+    pub(crate) async fn start_on_gpus(repository: Repository, gpus: u32, kib: u64) -> Self {
+        Self::start_on_gpus_with(repository, gpus, kib, |_| {}).await
+    }
+
+    /// The same with another configuration.
+    pub(crate) async fn start_on_gpus_with(
+        repository: Repository,
+        gpus: u32,
+        kib: u64,
+        change: impl FnOnce(&mut ServerConfig),
+    ) -> Self {
+        let choices = (0..gpus).map(DeviceChoice::Gpu).chain([DeviceChoice::Cpu]);
+        let amount = Amount::Bytes(kib << 10);
+        let limits = choices.map(|device| MemoryLimit { device, amount }).collect();
+        let equip = move |machine: &mut Machine| machine.gpus = Ok((0..gpus).collect());
+        let server = Self::start_on(repository, Gated::default(), equip, |config| {
+            config.cache.memory_limits = limits;
+            config.cache.rule = EvictionRule::Lru;
+            config.cache.min_residency = Duration::ZERO;
+            config.cache.room_wait = Duration::from_secs(60);
+            change(config);
+        })
+        .await;
+        eventually("the server is ready", || server.inner.is_ready()).await;
+        server
+    }
+
+    async fn start_on(
+        repository: Repository,
+        gated: Gated,
+        equip: impl FnOnce(&mut Machine),
+        change: impl FnOnce(&mut ServerConfig),
+    ) -> Self {
         let mut config = config_for(&repository);
         change(&mut config);
+        let mut machine = Machine {
+            gpus: Err("the test's machine has none".to_owned()),
+            monitor: Arc::new(Memory(Devices::default())),
+        };
+        equip(&mut machine);
         let registry = BackendRegistry::default().with(Arc::new(gated.clone())).with(Arc::new(Identity));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let shutdown = CancellationToken::new();
@@ -111,7 +170,7 @@ impl TestServer {
                     metrics: bound.metrics.unwrap(),
                     sagemaker: bound.sagemaker.unwrap(),
                 };
-                (App::build_with(config, registry).unwrap(), listeners, addresses)
+                (App::build_on(config, registry, machine).unwrap(), listeners, addresses)
             })
             .await
             .unwrap();

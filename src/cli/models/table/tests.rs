@@ -60,6 +60,15 @@ torn       disk    UNAVAILABLE          -     34.0  32 h ago  1000000          0
 }
 
 #[test]
+fn a_model_on_several_devices_shows_them_all() {
+    let copies = json!([{"device": "gpu:0", "device_bytes": 1}, {"device": "gpu:1", "device_bytes": 1}]);
+    let document = json!({"books": [], "models": [
+        row("m", &json!({"tier": "device", "device": "gpu:0", "copies": copies, "state": "READY"}))]});
+    let text = page(&serde_json::from_value(document).unwrap(), now(), false);
+    assert!(text.contains("\nm     gpu:0,gpu:1  READY"), "{text}");
+}
+
+#[test]
 fn a_server_without_models_says_so() {
     let empty = Page { models: Vec::new(), ..sample() };
     assert!(page(&empty, now(), false).ends_with("GB\n\nno model is on this machine or being brought to it\n"));

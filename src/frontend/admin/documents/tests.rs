@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::lifecycle::residency::{EvictionReason, Phases, Retention, Tier};
+use crate::lifecycle::residency::{CopyResidency, EvictionReason, Phases, Retention, Tier};
 use crate::lifecycle::state::ModelState;
 
 fn moment(seconds: u64) -> SystemTime {
@@ -22,6 +22,7 @@ fn bare(name: &str) -> ModelResidency {
         versions: Vec::new(),
         device: None,
         device_bytes: 0,
+        copies: Vec::new(),
         host_bytes: 0,
         disk_bytes: 0,
         fingerprint: None,
@@ -51,6 +52,7 @@ fn full(name: &str) -> ModelResidency {
         versions: vec![1, 12],
         device: Some(DeviceId::Gpu(0)),
         device_bytes: 18_446_744_073_709_551_615,
+        copies: vec![CopyResidency { device: DeviceId::Gpu(1), bytes: 9, instances: 2, is_extra: true }],
         host_bytes: 2,
         disk_bytes: 3,
         fingerprint: Some("9f86d081".to_owned()),
@@ -101,7 +103,8 @@ fn a_page_has_books_rows_and_where_the_next_begins() {
         + r#""evictable_bytes":50,"reserved_bytes":10,"models":2,"used_bytes":70},{"tier":"disk","device":null,"#
         + r#""limit_bytes":100,"booked_bytes":60,"evictable_bytes":50,"reserved_bytes":10,"models":2,"used_bytes":null}],"#
         + r#""models":[{"name":"team/a","tier":"device","state":"READY","reason":"","versions":["1","12"],"#
-        + r#""device":"gpu:0","device_bytes":18446744073709551615,"host_bytes":2,"disk_bytes":3,"#
+        + r#""device":"gpu:0","device_bytes":18446744073709551615,"#
+        + r#""copies":[{"device":"gpu:1","device_bytes":9,"instances":2,"extra":true}],"host_bytes":2,"disk_bytes":3,"#
         + r#""fingerprint":"9f86d081","retention":"pinned","in_use":4,"last_use":"2025-11-24T16:00:07.000Z","loads":5,"#
         + r#""evictions":1,"last_load":{"at":"2025-11-24T16:00:01.000Z","from":"disk","resolve_seconds":0.02,"#
         + r#""fetch_seconds":1.5,"wait_seconds":0.0,"initialise_seconds":0.25,"warm_up_seconds":0.0,"total_seconds":1.77,"device_bytes":6},"#
