@@ -481,28 +481,4 @@ pub const LOAD_BUCKETS: &[f64] =
 pub const AGE_BUCKETS: &[f64] = &[1.0, 10.0, 60.0, 300.0, 1_800.0, 3_600.0, 21_600.0, 86_400.0, 259_200.0, 604_800.0];
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_unique_and_ours_carry_their_unit() {
-        let names: std::collections::HashSet<_> = ALL.iter().map(|family| family.name).collect();
-        assert_eq!(names.len(), ALL.len());
-        for family in ALL.iter().filter(|family| family.name.starts_with("roundhouse_")) {
-            let fits = match family.kind {
-                Kind::Counter => family.name.ends_with("_total"),
-                Kind::Histogram => family.name.ends_with("_seconds") || family.name.ends_with("_bytes"),
-                Kind::Gauge => !family.name.ends_with("_total"),
-            };
-            assert!(fits, "{} does not end as its kind does", family.name);
-        }
-    }
-
-    #[test]
-    fn the_readme_lists_every_stable_family() {
-        let readme = include_str!("../../README.md");
-        for family in ALL.iter().filter(|family| family.stability == Stability::Stable) {
-            assert!(readme.contains(family.name), "README.md does not mention {}", family.name);
-        }
-    }
-}
+mod tests;
