@@ -73,6 +73,8 @@ impl ModelQueue {
         let Scheduling { rules, layout, preserve_ordering, decoupled, sequences, patience } = scheduling;
         // What a sequence leaves in an instance is of use to that one only.
         let members = if sequences.is_some() { one_by_one(members) } else { members };
+        // Of several devices the first counts its batches.
+        let meter = members.first().map(|member| member.executor.meter()).unwrap_or_default();
         let (seats, mut groups) = seats(0, members)?;
         let budget = rules.budget.map(|budget| {
             let mut learner = Budget::new(budget, rules.max_items);
@@ -81,7 +83,6 @@ impl ModelQueue {
         });
         let batcher = Some(Batcher::new(rules.clone()));
         let waits = !rules.delay.is_zero() || budget.is_some();
-        let meter = members.first().map(|member| member.executor.meter()).unwrap_or_default();
         let runner = Runner::new(layout, statistics, meter);
         let (runner, sequences) = match sequences {
             None => (runner, None),
