@@ -1,12 +1,7 @@
 //! Backends that are libraries of their own, in a process of their own, since they are opened for good: one in Rust, one in C against the
 //! header alone, and many that break their word.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, helpers included"
-)]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, helpers included")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
