@@ -8,6 +8,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::artifact::{self, Everything, Format, HEAD, Limits};
+use crate::backend::plugin::discover::library_name;
+use crate::backend::plugin::libtorch;
 use crate::backend::{identity, onnxruntime, repeat};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::plan::{choose_versions, guess_backend};
@@ -186,22 +188,17 @@ fn faults(tree: &ModelTree, config: &ModelConfig) -> Vec<String> {
     let backend = backend(tree, config);
     match backend {
         "" => faults.push("names no backend and has no model.onnx to tell it by: set `backend`".to_owned()),
-        onnxruntime::NAME if tree.bare_file.is_none() => {
-            let file =
-                if config.default_model_filename.is_empty() { "model.onnx" } else { &config.default_model_filename };
+        onnxruntime::NAME | libtorch::NAME if tree.bare_file.is_none() => {
+            let usual = if backend == libtorch::NAME { "model.pt" } else { "model.onnx" };
+            let file = if config.default_model_filename.is_empty() { usual } else { &config.default_model_filename };
             for version in served {
                 if !tree.directory.join(version.to_string()).join(file).exists() {
                     faults.push(format!("version {version} has no file {file}"));
                 }
             }
         }
-        onnxruntime::NAME | identity::NAME | repeat::NAME => {}
-        other => faults.push(format!(
-            "backend '{other}' is not offered, known are {}, {} and {}",
-            onnxruntime::NAME,
-            identity::NAME,
-            repeat::NAME
-        )),
+        // Another one is a library of its own, which the server looks for.
+        _ => {}
     }
     faults
 }
@@ -213,7 +210,12 @@ fn backend<'a>(tree: &ModelTree, config: &'a ModelConfig) -> &'a str {
 fn describe(out: &mut impl Write, name: &str, tree: &ModelTree, config: &ModelConfig) -> io::Result<()> {
     writeln!(out, "{}: ok", name)?;
     match &config.ensemble {
-        None => writeln!(out, "  backend         {}", backend(tree, config))?,
+        None => {
+            let backend = backend(tree, config);
+            let is_ours = [onnxruntime::NAME, identity::NAME, repeat::NAME].contains(&backend);
+            let remark = if is_ours { String::new() } else { format!(", from {}", library_name(backend)) };
+            writeln!(out, "  backend         {backend}{remark}")?;
+        }
         Some(scheduling) => {
             let steps: Vec<_> = scheduling.steps.iter().map(|step| step.model.as_str()).collect();
             writeln!(out, "  ensemble        of {}", steps.join(", "))?;

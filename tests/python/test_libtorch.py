@@ -101,7 +101,7 @@ def test_models_that_fail_say_why_and_others_answer(tmp_path):
         assert [one["name"] for one in metadata["outputs"]] == ["OUTPUT__0"]
 
 
-def test_without_libtorch_onnx_is_served_and_the_mend_is_told(tmp_path, client):
+def test_without_libtorch_onnx_is_served_and_the_mend_is_told(tmp_path):
     with running_server(EXAMPLES, tmp_path, "--libtorch-dir", tmp_path / "nowhere") as server:
         answer = ask(f"http://{server.http}", "digits_torch", image=[0.0])
         assert answer.status_code == 503, answer.text
