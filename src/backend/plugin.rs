@@ -1,6 +1,6 @@
 //! Backends that are shared libraries of their own, through the C ABI of `backends/abi`.
 //!
-//! The server's part of that ABI: a library is opened and its table checked ([`library`]), a model is described to it and
+//! The server's part of that ABI: a library is opened and its table checked (`plugin/library.rs`), a model is described to it and
 //! by it (`request`, `signature`), and what it gives is checked before it is used (`outputs`). Nothing that a table says is taken on
 //! trust but that its pointers point to what they claim.
 //!
