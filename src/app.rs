@@ -262,6 +262,8 @@ impl App {
     pub async fn run(self, listeners: Listeners, shutdown: CancellationToken) -> Result<()> {
         let Self { config, server, registered, keys, mut security, executors, loading, tracer, traces } = self;
         let writing = tokio::spawn(traces.run());
+        // Before the first request comes: what nobody wants is not observed.
+        let reporter = reporter(&config, &server, &loading.handle);
         let addresses = listeners.addresses()?;
         let connections = TaskTracker::new();
         let stop_accepting = CancellationToken::new();
@@ -336,7 +338,7 @@ impl App {
             tokio::spawn(async move { server.watch_signals().await })
         };
         let stop_reports = CancellationToken::new();
-        let reporting = reporter(&config, &server, &loading.handle).map(|reporter| {
+        let reporting = reporter.map(|reporter| {
             let (server, stop) = (server.clone(), stop_reports.clone());
             tokio::spawn(reporter.run(move || server.observe_levels(), stop))
         });
@@ -360,6 +362,11 @@ impl App {
             // It keeps to a time of its own; that it panicked is in the log.
             drop(reporting.await);
         }
+        // A thread that has answered may still hold the trace of what it answered, and then it would come too late. One that
+        // runs for nobody any more is not waited for here.
+        let mut joined = tokio::task::spawn_blocking(move || drop(executors));
+        let soon = end.min(tokio::time::Instant::now() + ANSWERED);
+        let is_joined = tokio::time::timeout_at(soon, &mut joined).await.is_ok();
         tracer.stop();
         if tokio::time::timeout_at(end, writing).await.is_err() {
             tracing::warn!("the grace is over: traces that are not written yet are lost");
@@ -370,9 +377,8 @@ impl App {
         signalling.abort();
         watching.abort();
         drop(loading);
-        // Joining the executor threads waits for what still runs: a request that nobody waits for any more, maybe.
-        let joined = tokio::task::spawn_blocking(move || drop(executors));
-        if tokio::time::timeout_at(end, joined).await.is_err() {
+        // What still runs: a request that nobody waits for any more, maybe.
+        if !is_joined && tokio::time::timeout_at(end, joined).await.is_err() {
             tracing::warn!("the grace is over: leaving models that still run");
         }
         tracing::info!("stopped");
@@ -450,6 +456,9 @@ pub fn cancel_on_signals(shutdown: CancellationToken) -> Result<()> {
 
 /// Connections to the metrics port at a time.
 const METRICS_CONNECTIONS: usize = 64;
+
+/// How long a thread may take, at the end, to let go of what it has answered.
+const ANSWERED: Duration = Duration::from_secs(1);
 
 /// How long the runtime waits for blocking work at the very end.
 pub const LAST_WAIT: Duration = Duration::from_secs(1);

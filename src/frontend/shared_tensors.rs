@@ -53,10 +53,12 @@ pub async fn take(
 /// Reads inputs that lie in shared memory.
 async fn read(memory: &SharedMemory, inputs: Vec<SharedInput>, most: Most) -> Result<NamedTensors> {
     let mut total = 0_u64;
+    let mut is_slow = false;
     let mut found = Vec::with_capacity(inputs.len());
     for input in inputs {
         total = total.saturating_add(input.place.byte_size);
         let slice = memory.slice(&input.place)?;
+        is_slow |= slice.is_on_gpu();
         found.push((input, slice));
     }
     if total > u64::try_from(most.bytes).unwrap_or(u64::MAX) {
@@ -72,7 +74,7 @@ async fn read(memory: &SharedMemory, inputs: Vec<SharedInput>, most: Most) -> Re
         };
         found.into_iter().map(tensor).collect()
     };
-    off_the_io_threads(total > LARGE_COPY, copy).await
+    off_the_io_threads(is_slow || total > LARGE_COPY, copy).await
 }
 
 /// Writes the outputs that were asked for so to their places; all of them fit, or none is written.
@@ -97,6 +99,7 @@ pub async fn put(response: InferenceResponse, places: OutputPlaces) -> Result<In
         }
         total += needed;
     }
+    let is_slow = places.iter().any(|(_, place)| place.is_on_gpu());
     let copy = move || {
         for (name, place) in &places {
             if let Some(output) = response.outputs.iter().find(|output| output.name == *name) {
@@ -105,7 +108,7 @@ pub async fn put(response: InferenceResponse, places: OutputPlaces) -> Result<In
         }
         Ok(response)
     };
-    off_the_io_threads(total > LARGE_COPY, copy).await
+    off_the_io_threads(is_slow || total > LARGE_COPY, copy).await
 }
 
 /// Refuses tensors in shared memory where callers are on other machines.

@@ -27,7 +27,6 @@ use crate::scheduler::queue::{MemberId, ModelQueue, Scheduling};
 use crate::scheduler::sequence::feed::Feed;
 use crate::scheduler::sequence::line::Sequencing;
 use crate::sync::PinCount;
-use crate::tensor::DataType;
 
 /// The largest file of class names, in bytes.
 const MAX_LABEL_BYTES: u64 = 16 << 20;
@@ -174,16 +173,13 @@ fn describe(config: &ModelConfig, signature: &RuntimeSignature, directory: Optio
         .inputs
         .iter()
         .map(|input| {
-            let image = config.image_input.as_ref().filter(|image| image.name == input.name);
-            let (data_type, dims, reshape) = match image {
-                Some(image) => (DataType::Uint8, image.dims(config.max_batch_size > 0), None),
-                None => (input.data_type, config.metadata_dims(&input.dims), input.reshape.clone()),
-            };
+            let is_pixels = config.image_input.as_ref().is_some_and(|image| image.name == input.name);
+            let (data_type, dims) = config.sent(input);
             TensorMetadata {
                 name: input.name.as_str().into(),
                 data_type,
                 dims,
-                reshape,
+                reshape: if is_pixels { None } else { input.reshape.clone() },
                 optional: input.optional || signature.optional_inputs.contains(&input.name),
                 labels: Vec::new(),
             }

@@ -84,6 +84,9 @@ pub(super) fn read(config: &ModelConfig) -> Result<Option<ImageInput>, ConfigErr
             None => Ok(None),
         };
     };
+    if config.ensemble.is_some() {
+        return Err(wrong(config, INPUT, "is for a model that runs itself: give it to the step's model"));
+    }
     let exclusive = [
         (config.sequence_batching.is_some(), "sequence_batching"),
         (config.decoupled, "model_transaction_policy.decoupled"),
@@ -313,6 +316,11 @@ mod tests {
             assert!(found.to_string().contains(expected), "{found}\nshould say {expected}");
             assert!(found.to_string().starts_with("config.pbtxt:1:"), "{found}");
         }
+        let ensemble = "platform: 'ensemble' ensemble_scheduling { step { model_name: 'a' model_version: -1 \
+                        input_map { key: 'x' value: 'x' } output_map { key: 'y' value: 'y' } } } \
+                        output { name: 'y' data_type: TYPE_FP32 dims: 1 }";
+        let found = config(&format!("{picture} {ensemble}"), &[("image_input", "x")]).unwrap_err();
+        assert!(found.to_string().contains("give it to the step's model"), "{found}");
         let decoupled = format!("{picture} model_transaction_policy {{ decoupled: true }}");
         let found = config(&decoupled, &[("image_input", "x")]).unwrap_err();
         assert_eq!(found.kind, ErrorKind::Unsupported);

@@ -179,6 +179,15 @@ impl ModelConfig {
         let batch = (self.max_batch_size > 0).then_some(-1);
         batch.into_iter().chain(dims.iter().copied()).collect()
     }
+
+    /// The type and the shape that clients send for an input: what the model takes, or the pixels that it is made of.
+    #[must_use]
+    pub fn sent(&self, input: &ModelInput) -> (DataType, Vec<i64>) {
+        match self.image_input.as_ref().filter(|image| image.name == input.name) {
+            Some(image) => (DataType::Uint8, image.dims(self.max_batch_size > 0)),
+            None => (input.data_type, self.metadata_dims(&input.dims)),
+        }
+    }
 }
 
 impl Default for ModelConfig {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use compact_str::CompactString;
 use parking_lot::RwLock;
 
-use self::cuda::{CudaMemory, CudaRegion, HANDLE_BYTES, NoCuda};
+use self::cuda::{CudaMemory, CudaRegion, HANDLE_BYTES};
 use self::region::Region;
 use crate::error::{Error, Result};
 
@@ -55,15 +55,30 @@ pub struct SharedMemory(Arc<Inner>);
 
 struct Inner {
     allowed: bool,
-    regions: RwLock<BTreeMap<CompactString, Arc<Region>>>,
-    cuda: Box<dyn CudaMemory>,
+    regions: RwLock<BTreeMap<CompactString, Object>>,
+}
+
+/// What is registered under a name. Closed with the last reference.
+#[derive(Clone)]
+enum Object {
+    System(Arc<Region>),
+    Cuda(Arc<CudaMemory>),
+}
+
+impl Object {
+    fn byte_size(&self) -> u64 {
+        match self {
+            Self::System(region) => region.byte_size(),
+            Self::Cuda(memory) => memory.range().byte_size(),
+        }
+    }
 }
 
 impl SharedMemory {
     /// No regions yet. Unless `allowed`, everything but [`SharedMemory::is_allowed`] is `Unsupported`.
     #[must_use]
     pub fn new(allowed: bool) -> Self {
-        Self(Arc::new(Inner { allowed, regions: RwLock::default(), cuda: Box::new(NoCuda) }))
+        Self(Arc::new(Inner { allowed, regions: RwLock::default() }))
     }
 
     /// Whether clients may use shared memory.
@@ -97,7 +112,11 @@ impl SharedMemory {
             return Err(taken(name));
         }
         // Opened without the lock: it is the kernel's work.
-        let region = Arc::new(Region::open(name, key, object, offset, byte_size)?);
+        let region = Region::open(name, key, object, offset, byte_size)?;
+        self.keep(name, Object::System(Arc::new(region)))
+    }
+
+    fn keep(&self, name: &str, object: Object) -> Result<()> {
         let mut regions = self.0.regions.write();
         if regions.contains_key(name) {
             return Err(taken(name));
@@ -108,7 +127,7 @@ impl SharedMemory {
                  be; unregister some"
             )));
         }
-        regions.insert(name.into(), region);
+        regions.insert(name.into(), object);
         Ok(())
     }
 
@@ -119,12 +138,18 @@ impl SharedMemory {
     pub fn system_status(&self, name: Option<&str>) -> Result<Vec<SystemRegion>> {
         self.check_allowed()?;
         let regions = self.0.regions.read();
-        match name {
-            None => Ok(regions.iter().map(|(name, region)| region.status(name)).collect()),
-            Some(name) => match regions.get(name) {
-                Some(region) => Ok(vec![region.status(name)]),
-                None => Err(Error::not_found(format!("Unable to find system shared memory region: '{name}'"))),
-            },
+        let row = |(name, object): (&CompactString, &Object)| match object {
+            Object::System(region) => Some(region.status(name)),
+            Object::Cuda(_) => None,
+        };
+        let Some(name) = name else { return Ok(regions.iter().filter_map(row).collect()) };
+        match regions.get_key_value(name) {
+            Some(found) => row(found).map(|row| vec![row]).ok_or_else(|| {
+                Error::not_found(format!(
+                    "The region named '{name}' is registered as CUDA shared memory, not system shared memory"
+                ))
+            }),
+            None => Err(Error::not_found(format!("Unable to find system shared memory region: '{name}'"))),
         }
     }
 
@@ -135,20 +160,32 @@ impl SharedMemory {
     /// `Unsupported` where shared memory is off.
     pub fn unregister_system(&self, name: Option<&str>) -> Result<()> {
         self.check_allowed()?;
-        // Descriptors are closed when the lock is free again.
-        let _closed: Vec<_> = match name {
-            Some(name) => self.0.regions.write().remove(name).into_iter().collect(),
-            None => std::mem::take(&mut *self.0.regions.write()).into_values().collect(),
-        };
+        self.forget(name, |object| matches!(object, Object::System(_)));
         Ok(())
+    }
+
+    /// Forgets those of one kind; what is of another one stays, as with Triton.
+    fn forget(&self, name: Option<&str>, is_meant: impl Fn(&Object) -> bool) {
+        // Closed when the lock is free again.
+        let mut closed = Vec::new();
+        let mut regions = self.0.regions.write();
+        match name {
+            Some(name) if regions.get(name).is_some_and(&is_meant) => closed.extend(regions.remove(name)),
+            Some(_) => {}
+            None => closed.extend(regions.extract_if(.., |_, object| is_meant(object)).map(|(_, object)| object)),
+        }
+        drop(regions);
+        drop(closed);
     }
 
     // === CUDA ===
 
-    /// Registers memory of a GPU by the 64 bytes of its `cudaIpcMemHandle_t`.
+    /// Registers `byte_size` bytes of a GPU by the 64 bytes of their `cudaIpcMemHandle_t`. Blocks as long as the driver takes,
+    /// which is long the first time.
     ///
     /// # Errors
-    /// `InvalidArgument` for a handle of another length or a name that is taken; `Unsupported` without a CUDA driver.
+    /// `InvalidArgument` for a handle of another length or one that the driver does not take, a GPU that is not there, a name
+    /// that is taken; `TooLarge` for one region too many; `Unsupported` without a CUDA driver.
     pub fn register_cuda(&self, name: &str, raw_handle: &[u8], device_id: i64, byte_size: u64) -> Result<()> {
         self.check_allowed()?;
         check_name(name)?;
@@ -161,7 +198,8 @@ impl SharedMemory {
         if self.0.regions.read().contains_key(name) {
             return Err(taken(name));
         }
-        self.0.cuda.register(name, handle, device_id, byte_size)
+        let memory = CudaMemory::open(name, handle, device_id, byte_size)?;
+        self.keep(name, Object::Cuda(Arc::new(memory)))
     }
 
     /// The CUDA region of this name, or all by name.
@@ -170,18 +208,20 @@ impl SharedMemory {
     /// `NotFound` for a name that is not registered, or as a system region.
     pub fn cuda_status(&self, name: Option<&str>) -> Result<Vec<CudaRegion>> {
         self.check_allowed()?;
-        let all = self.0.cuda.status();
-        let Some(name) = name else { return Ok(all) };
-        let found: Vec<_> = all.into_iter().filter(|region| region.name == name).collect();
-        if !found.is_empty() {
-            return Ok(found);
+        let regions = self.0.regions.read();
+        let row = |(name, object): (&CompactString, &Object)| match object {
+            Object::System(_) => None,
+            Object::Cuda(memory) => Some(memory.status(name)),
+        };
+        let Some(name) = name else { return Ok(regions.iter().filter_map(row).collect()) };
+        match regions.get_key_value(name) {
+            Some(found) => row(found).map(|row| vec![row]).ok_or_else(|| {
+                Error::not_found(format!(
+                    "The region named '{name}' is registered as system shared memory, not CUDA shared memory"
+                ))
+            }),
+            None => Err(Error::not_found(format!("Unable to find cuda shared memory region: '{name}'"))),
         }
-        Err(Error::not_found(match self.0.regions.read().contains_key(name) {
-            true => {
-                format!("The region named '{name}' is registered as system shared memory, not CUDA shared memory")
-            }
-            false => format!("Unable to find cuda shared memory region: '{name}'"),
-        }))
     }
 
     /// Forgets the CUDA region of this name, or all; a name that is not there is no error.
@@ -190,7 +230,7 @@ impl SharedMemory {
     /// `Unsupported` where shared memory is off.
     pub fn unregister_cuda(&self, name: Option<&str>) -> Result<()> {
         self.check_allowed()?;
-        self.0.cuda.unregister(name);
+        self.forget(name, |object| matches!(object, Object::Cuda(_)));
         Ok(())
     }
 
@@ -203,11 +243,11 @@ impl SharedMemory {
     pub fn slice(&self, place: &RegionSpec) -> Result<RegionSlice> {
         self.check_allowed()?;
         let RegionSpec { region: name, offset, byte_size } = place;
-        let region = self.0.regions.read().get(name).cloned();
-        let Some(region) = region else {
+        let object = self.0.regions.read().get(name).cloned();
+        let Some(object) = object else {
             return Err(Error::not_found(format!("Unable to find shared memory region: '{name}'")));
         };
-        let whole = region.byte_size();
+        let whole = object.byte_size();
         if *offset > 0 && *offset >= whole {
             return Err(Error::invalid(format!(
                 "Invalid offset for shared memory region: '{name}': {offset}, the region has {whole} bytes"
@@ -219,7 +259,7 @@ impl SharedMemory {
                  {whole} bytes"
             )));
         }
-        Ok(RegionSlice { name: name.clone(), region, offset: *offset, byte_size: *byte_size })
+        Ok(RegionSlice { name: name.clone(), object, offset: *offset, byte_size: *byte_size })
     }
 }
 
@@ -227,7 +267,7 @@ impl SharedMemory {
 #[derive(Clone)]
 pub struct RegionSlice {
     name: CompactString,
-    region: Arc<Region>,
+    object: Object,
     offset: u64,
     byte_size: u64,
 }
@@ -239,12 +279,23 @@ impl RegionSlice {
         self.byte_size
     }
 
+    /// Whether the bytes lie on a GPU: a copy then waits for the driver, however small it is.
+    #[must_use]
+    pub const fn is_on_gpu(&self) -> bool {
+        matches!(self.object, Object::Cuda(_))
+    }
+
     /// A copy of the bytes as they are now. Blocks for the copy: from about 1 MiB on, call it where that disturbs nobody.
     ///
     /// # Errors
     /// `InvalidArgument` if the object has shrunk below them; `TooLarge` if there is no memory for the copy.
     pub fn read(&self) -> Result<Bytes> {
-        self.region.read(&self.name, self.offset, self.byte_size)
+        match &self.object {
+            Object::System(region) => region.read(&self.name, self.offset, self.byte_size),
+            Object::Cuda(memory) => {
+                memory.range().read(self.offset, self.byte_size).map_err(|error| self.failed("read", error))
+            }
+        }
     }
 
     /// Writes `data` to the beginning of the slice. Blocks as [`RegionSlice::read`].
@@ -253,7 +304,12 @@ impl RegionSlice {
     /// `InvalidArgument` if the slice is smaller than `data` or the object has shrunk below it; then nothing is written.
     pub fn write(&self, data: &[u8]) -> Result<()> {
         if u64::try_from(data.len()).is_ok_and(|length| length <= self.byte_size) {
-            return self.region.write(&self.name, self.offset, data);
+            return match &self.object {
+                Object::System(region) => region.write(&self.name, self.offset, data),
+                Object::Cuda(memory) => {
+                    memory.range().write(self.offset, data).map_err(|error| self.failed("write", error))
+                }
+            };
         }
         Err(Error::invalid(format!(
             "{} bytes of region '{}' are too few for {} bytes",
@@ -261,6 +317,12 @@ impl RegionSlice {
             self.name,
             data.len()
         )))
+    }
+
+    #[cold]
+    fn failed(&self, what: &str, error: Error) -> Error {
+        let text = format!("cannot {what} CUDA shared memory region '{}': {error}", self.name);
+        Error::new(error.kind(), text).with_source(error)
     }
 }
 

@@ -13,4 +13,5 @@ mod hooks;
 mod memory;
 mod pool;
 mod real;
+mod shared;
 mod sleep;

@@ -69,7 +69,7 @@ pub(crate) fn run_in(folder: &Path, module: &str, test: &str) -> Ended {
     let name = format!("{module}::{test}");
     let name = name.split_once("::").map_or(name.as_str(), |(_, name)| name);
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", name, "--nocapture", "--test-threads=1"]);
+    command.args(["--exact", name, "--include-ignored", "--nocapture", "--test-threads=1"]);
     Ended(command.env("LD_LIBRARY_PATH", folder).env(INSIDE, folder).output().unwrap())
 }
 
@@ -91,7 +91,7 @@ pub(crate) fn libraries() -> &'static (PathBuf, PathBuf) {
     })
 }
 
-fn function(name: &str) -> *mut c_void {
+pub(crate) fn function(name: &str) -> *mut c_void {
     let name = CString::new(name).unwrap();
     // SAFETY: both names end in a zero; the library is the double, which this process has loaded or loads now.
     unsafe {

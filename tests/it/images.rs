@@ -24,6 +24,13 @@ fn pictures(more: &str, parameters: &[(&str, &str)]) -> Repository {
     repository
 }
 
+/// The same as the one step of an ensemble `e`, which takes pixels of one colour.
+const ENSEMBLE: &str = "platform: 'ensemble' max_batch_size: 2
+    input { name: 'pixels' data_type: TYPE_UINT8 dims: [ -1, -1, 1 ] }
+    output { name: 'made' data_type: TYPE_FP32 dims: [ 1, 2, 2 ] }
+    ensemble_scheduling { step { model_name: 'a' model_version: -1
+        input_map { key: 'x' value: 'pixels' } output_map { key: 'y' value: 'made' } } }";
+
 /// A body of grey pictures, all of one level.
 fn grey(shape: [usize; 4], level: u8) -> Value {
     let data = vec![level; shape.iter().product()];
@@ -91,4 +98,23 @@ async fn parameters_that_do_not_fit_are_said_at_the_load_and_none_change_nothing
     let metadata = plain.ask(&get("/v2/models/a")).await.json();
     assert_eq!(metadata["inputs"], json!([{"name": "x", "datatype": "FP32", "shape": [1, 2, 2]}]));
     plain.finish().await;
+}
+
+#[tokio::test]
+async fn a_step_of_an_ensemble_takes_pixels_like_any_client() {
+    let repository = pictures("max_batch_size: 2", &[("image_input", "x"), ("image_mean", "10")]);
+    repository.put("e/config.pbtxt", ENSEMBLE);
+    repository
+        .put("wrong/config.pbtxt", ENSEMBLE.replace("TYPE_UINT8 dims: [ -1, -1, 1 ]", "TYPE_FP32 dims: [ 1, 2, 2 ]"));
+    let server = TestServer::start(repository).await;
+    server.ask(&load("e")).await.expect(200);
+    let mut body = grey([2, 5, 3, 1], 30);
+    body["inputs"][0]["name"] = json!("pixels");
+    let answer = server.ask(&post("/v2/models/e/infer", body.to_string())).await.expect(200).json();
+    assert_eq!(answer["outputs"][0]["shape"], json!([2, 1, 2, 2]));
+    assert_eq!(answer["outputs"][0]["data"], json!(vec![20.0; 8]));
+    // What the model itself takes is not what it is sent.
+    let refused = server.ask(&load("wrong")).await.expect(400).error();
+    assert!(refused.contains("tensor 'pixels' is TYPE_UINT8 for input 'x' of step 'a'"), "{refused}");
+    server.finish().await;
 }

@@ -14,6 +14,7 @@ import requests
 from botocore import UNSIGNED
 from botocore.exceptions import ClientError
 from harness import EXAMPLES, assert_same, binary, expected, inputs_of, running_server
+from proxies import wait_until
 from s3 import pack
 from sagemaker import (
     BINARY,
@@ -822,6 +823,7 @@ def test_A17_a_pinned_model_never_leaves(heavy, tmp_path):
     flags = ["--sagemaker-port", "0", "--memory-limit", "cpu=40MiB", "--min-residency-ms", "0", "--pin-model", "a"]
     with running_server(heavy, tmp_path, *flags) as server:
         client = runtime(server.sagemaker)
+        wait_until("the pinned model is loaded", lambda: "a" in in_memory(server))
         for model in "bcdbcd":
             assert weight_of(client, model) == made.lookup_value("abcd".index(model), 5)
             assert "a" in in_memory(server)

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 /// Every function that is called below this folder. cudarc panics at a call that the library lacks, so they are looked
 /// up beforehand.
-const FUNCTIONS: [&str; 36] = [
+const FUNCTIONS: [&str; 41] = [
     "cuCtxGetDevice",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
@@ -30,10 +30,13 @@ const FUNCTIONS: [&str; 36] = [
     "cuGetErrorName",
     "cuGetErrorString",
     "cuInit",
+    "cuIpcCloseMemHandle",
+    "cuIpcOpenMemHandle_v2",
     "cuMemAddressFree",
     "cuMemAddressReserve",
     "cuMemCreate",
     "cuMemFreeHost",
+    "cuMemGetAddressRange_v2",
     "cuMemGetAllocationGranularity",
     "cuMemGetInfo_v2",
     "cuMemHostAlloc",
@@ -42,7 +45,9 @@ const FUNCTIONS: [&str; 36] = [
     "cuMemSetAccess",
     "cuMemUnmap",
     "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyDtoH_v2",
     "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyHtoD_v2",
     "cuStreamCreateWithPriority",
     "cuStreamDestroy_v2",
     "cuStreamSynchronize",

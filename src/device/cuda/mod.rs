@@ -3,7 +3,7 @@
 //! From below: `driver` (is there one), `context` (a device), `stream`, `virtual_memory`, `pinned` (handles whose drop is
 //! the bookkeeping); `ranges`, `arena`, `accounts`, `transfer` decide and know no driver; `pool` hands memory out to
 //! owners, `owner` is a model's share of it, `sleeper` takes the memory from under a model and gives it back, `hooks` is what
-//! runtimes call. A machine without CUDA is a normal state: `Driver::open` says why there is none.
+//! runtimes call; `shared` is memory of other processes. A machine without CUDA is a normal state: `Driver::open` says why there is none.
 
 pub mod accounts;
 pub mod arena;
@@ -16,6 +16,7 @@ pub mod pool;
 mod purse;
 pub mod ranges;
 mod region;
+pub mod shared;
 pub mod sleeper;
 
 pub mod stream;

@@ -1,5 +1,6 @@
 //! The shared memory extensions: regions as messages. An empty name is all regions.
 
+use super::super::tensor_body::off_the_io_threads;
 use super::GrpcService;
 use super::proto::inference as pb;
 use crate::error::Result;
@@ -71,7 +72,8 @@ pub(super) async fn register_cuda(
     _: By,
 ) -> Result<pb::CudaSharedMemoryRegisterResponse> {
     let pb::CudaSharedMemoryRegisterRequest { name, raw_handle, device_id, byte_size } = asked;
-    grpc.server().shared_memory().register_cuda(&name, &raw_handle, device_id, byte_size)?;
+    let memory = grpc.server().shared_memory().clone();
+    off_the_io_threads(true, move || memory.register_cuda(&name, &raw_handle, device_id, byte_size)).await?;
     Ok(pb::CudaSharedMemoryRegisterResponse {})
 }
 
@@ -80,6 +82,7 @@ pub(super) async fn unregister_cuda(
     asked: pb::CudaSharedMemoryUnregisterRequest,
     _: By,
 ) -> Result<pb::CudaSharedMemoryUnregisterResponse> {
-    grpc.server().shared_memory().unregister_cuda(named(&asked.name))?;
+    let memory = grpc.server().shared_memory().clone();
+    off_the_io_threads(true, move || memory.unregister_cuda(named(&asked.name))).await?;
     Ok(pb::CudaSharedMemoryUnregisterResponse {})
 }

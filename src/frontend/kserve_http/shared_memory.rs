@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::percent::decode;
 use super::super::status::Failure;
+use super::super::tensor_body::off_the_io_threads;
 use super::{Kserve, empty, json as document, method_not_allowed, not_found, read_control};
 use crate::error::{Error, Result};
 use crate::server::shared_memory::SharedMemory;
@@ -65,7 +66,7 @@ pub(super) async fn system(State(kserve): State<Kserve>, request: Request) -> Re
 
 /// `/v2/cudasharedmemory/...`.
 pub(super) async fn cuda(State(kserve): State<Kserve>, request: Request) -> Response {
-    answer("/v2/cudasharedmemory/", &kserve, request, |memory, name, action, body| match (action, name) {
+    answer(CUDA, &kserve, request, |memory, name, action, body| match (action, name) {
         (Action::Status, name) => {
             let regions = memory.cuda_status(name)?.into_iter().map(|region| {
                 json!({
@@ -96,6 +97,9 @@ pub(super) async fn cuda(State(kserve): State<Kserve>, request: Request) -> Resp
     .await
 }
 
+/// What CUDA's paths begin with.
+const CUDA: &str = "/v2/cudasharedmemory/";
+
 type Handler = fn(&SharedMemory, Option<&str>, Action, &Map<String, Value>) -> Result<Response>;
 
 async fn answer(prefix: &str, kserve: &Kserve, request: Request, handler: Handler) -> Response {
@@ -110,8 +114,14 @@ async fn answer(prefix: &str, kserve: &Kserve, request: Request, handler: Handle
         // Clients send bodies here that mean nothing.
         Action::Status | Action::Unregister => Ok(Map::new()),
     };
-    body.and_then(|body| handler(kserve.server().shared_memory(), name.as_deref(), action, &body))
-        .unwrap_or_else(|error| Failure(error).into_response())
+    let memory = kserve.server().shared_memory().clone();
+    // The driver takes its time.
+    let is_slow = prefix == CUDA && action != Action::Status;
+    let answer = match body {
+        Ok(body) => off_the_io_threads(is_slow, move || handler(&memory, name.as_deref(), action, &body)).await,
+        Err(error) => Err(error),
+    };
+    answer.unwrap_or_else(|error| Failure(error).into_response())
 }
 
 fn field<'a>(body: &'a Map<String, Value>, key: &str) -> Result<&'a Value> {

@@ -62,8 +62,8 @@ pub fn check(
                 ));
             }
             let who = format!("input {} of {shown}", quoted(&input.name));
-            let known = Known { who, data_type: input.data_type, dims: model.metadata_dims(&input.dims) };
-            compare(&mut tensors, tensor, known)?;
+            let (data_type, dims) = model.sent(input);
+            compare(&mut tensors, tensor, Known { who, data_type, dims })?;
         }
         for output in &model.outputs {
             let Some(tensor) = step.outputs.get(&output.name) else { continue };

@@ -2,52 +2,52 @@
 
 use compact_str::CompactString;
 
+use crate::device::cuda::driver::Driver;
+use crate::device::cuda::shared::SharedRange;
 use crate::error::{Error, Result};
 
-/// The bytes of a `cudaIpcMemHandle_t`.
-pub const HANDLE_BYTES: usize = 64;
+pub use crate::device::cuda::shared::HANDLE_BYTES;
 
 /// A registered CUDA region.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CudaRegion {
     /// Its name.
     pub name: CompactString,
-    /// The GPU that holds it.
+    /// The GPU that holds it, by the driver's number.
     pub device_id: i64,
     /// Its bytes.
     pub byte_size: u64,
 }
 
-/// Who can open the handles of other processes.
-pub trait CudaMemory: Send + Sync {
-    /// Opens the memory behind a handle and keeps it under a name.
-    ///
-    /// # Errors
-    /// `InvalidArgument` for what the driver does not take, `Unsupported` without a driver.
-    fn register(&self, name: &str, handle: &[u8; HANDLE_BYTES], device_id: i64, byte_size: u64) -> Result<()>;
-
-    /// What is registered, by name.
-    fn status(&self) -> Vec<CudaRegion>;
-
-    /// Forgets the region of this name, or all.
-    fn unregister(&self, name: Option<&str>);
+/// One region: memory of another process on a GPU, open.
+#[derive(Debug)]
+pub(super) struct CudaMemory {
+    device_id: i64,
+    range: SharedRange,
 }
 
-/// No CUDA driver.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoCuda;
-
-impl CudaMemory for NoCuda {
-    fn register(&self, name: &str, _handle: &[u8; HANDLE_BYTES], device_id: i64, _byte_size: u64) -> Result<()> {
-        Err(Error::unsupported(format!(
-            "failed to register CUDA shared memory region '{name}' of device {device_id}: this version has no CUDA driver; \
-             use system shared memory"
-        )))
+impl CudaMemory {
+    /// Opens the memory behind a handle. Blocking: the first one on a GPU makes a context there.
+    pub(super) fn open(name: &str, handle: &[u8; HANDLE_BYTES], device_id: i64, byte_size: u64) -> Result<Self> {
+        let failed = |text: String| format!("failed to register CUDA shared memory region '{name}': {text}");
+        let driver = Driver::open()
+            .map_err(|reason| Error::unsupported(failed(format!("{reason} (without a GPU: system shared memory)"))))?;
+        let index = u32::try_from(device_id).ok().filter(|index| *index < driver.devices()).ok_or_else(|| {
+            let last = driver.devices().saturating_sub(1);
+            Error::invalid(failed(format!("device_id must be from 0 to {last}, got {device_id}")))
+        })?;
+        let range = driver
+            .context(index)
+            .and_then(|context| SharedRange::open(&context, handle, byte_size))
+            .map_err(|error| Error::new(error.kind(), failed(error.to_string())).with_source(error))?;
+        Ok(Self { device_id, range })
     }
 
-    fn status(&self) -> Vec<CudaRegion> {
-        Vec::new()
+    pub(super) const fn range(&self) -> &SharedRange {
+        &self.range
     }
 
-    fn unregister(&self, _name: Option<&str>) {}
+    pub(super) fn status(&self, name: &str) -> CudaRegion {
+        CudaRegion { name: name.into(), device_id: self.device_id, byte_size: self.range.byte_size() }
+    }
 }

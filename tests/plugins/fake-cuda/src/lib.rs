@@ -320,6 +320,15 @@ driver! {
         world.plain.insert(mapped, Plain { len, device, memory: None });
         put(at, mapped)
     };
+    cuMemGetAddressRange_v2, "cuMemGetAddressRange" => (base: *mut Pointer, len: *mut usize, at: Pointer) |world| {
+        world.here()?;
+        let (start, whole) = world.plain.range(..=at).next_back().map(|(start, plain)| (*start, plain.len)).ok_or(NOT_FOUND)?;
+        if at >= start + whole {
+            return Err(NOT_FOUND);
+        }
+        put(base, start)?;
+        put(len, whole)
+    };
     cuIpcCloseMemHandle, "cuIpcCloseMemHandle" => (at: Pointer) |world| world.free(at, true);
 
     // === Kernels, of which none runs ===
