@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{WithEnsembles, chain, ensemble, memory, step, tensor};
 use crate::support::client::{Request, get, infer, load, post, unload};
 use crate::support::eventually;
-use crate::support::repository::{Repository, config, holds};
+use crate::support::repository::{Repository, config};
 use crate::support::server::{TestServer, all};
 
 fn unload_all(model: &str) -> Request {
@@ -178,9 +178,7 @@ async fn loading_the_steps_does_not_need_all_of_them_in_memory_nor_more_than_one
 
 #[tokio::test]
 async fn a_load_of_an_ensemble_that_nobody_waits_for_gives_up_the_loads_of_its_steps() {
-    let repository =
-        Repository::gated(&["b"]).with("a", "gated", &holds(100, 100)).with("c", "gated", &holds(100, 100));
-    let repository = repository.and("e", &chain(&["a", "b"]));
+    let repository = Repository::empty().sized(&[("a", 100), ("b", 5), ("c", 100)]).and("e", &chain(&["a", "b"]));
     let server = TestServer::start_with(repository, |config| memory(config, 110)).await;
     server.gated.close("c", Step::Execute);
     // `a` waits for the room that `c` has.
