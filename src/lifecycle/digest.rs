@@ -67,9 +67,12 @@ impl ModelManager {
 
 /// A model's row, if it belongs into the digest.
 fn row(name: &Arc<str>, slot: &Slot, since: Option<u64>) -> Option<DigestRow> {
+    // Before what it is the generation of: who changes the slot sets both under its lock, and a change that comes later has a
+    // later generation than the digest.
+    let generation = slot.generation();
     let resident = slot.resident();
     let in_use = resident.as_ref().map_or(0, |resident| resident.in_use());
-    if since.is_some_and(|since| slot.generation() <= since && in_use == 0) {
+    if since.is_some_and(|since| generation <= since && in_use == 0) {
         return None;
     }
     let is_loading = || slot.states().iter().any(|row| row.state == ModelState::Loading);

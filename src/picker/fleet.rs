@@ -48,6 +48,8 @@ pub struct Fleet<K> {
     members: Vec<Option<Member<K>>>,
     ring: Ring,
     models: HashMap<K, Model>,
+    /// Requests of all instances that run or wait for their turn.
+    executing: u32,
 }
 
 /// A request on its way; to be given back when it is answered or given up.
@@ -93,7 +95,7 @@ impl<K: Eq + Hash + Clone + Ord> Fleet<K> {
     /// A fleet of nobody.
     #[must_use]
     pub fn new(options: FleetOptions) -> Self {
-        Self { options, members: Vec::new(), ring: Ring::default(), models: HashMap::new() }
+        Self { options, members: Vec::new(), ring: Ring::default(), models: HashMap::new(), executing: 0 }
     }
 
     /// The ring has at least so many points once the instances are told again.
@@ -125,6 +127,7 @@ impl<K: Eq + Hash + Clone + Ord> Fleet<K> {
     /// Forgets what is known of an instance that has gone.
     fn leave(&mut self, id: Id) {
         let Some(member) = self.members[id as usize].take() else { return };
+        self.executing = self.executing.saturating_sub(member.executing());
         for key in member.held {
             if let Some(model) = self.models.get_mut(&key) {
                 model.holders.retain(|holder| holder.id != id);
@@ -300,8 +303,7 @@ impl<K: Eq + Hash + Clone + Ord> Fleet<K> {
             holders.iter().map(|holder| holder.id).filter(|id| !ids.contains(id)).collect();
         further.sort_unstable();
         ids.extend(further);
-        let total: u32 = self.members.iter().flatten().map(Member::executing).sum();
-        let share = (BOUND * (total + 1)).div_ceil(u32::try_from(self.ring.len().max(1)).unwrap_or(1));
+        let share = (BOUND * (self.executing + 1)).div_ceil(u32::try_from(self.ring.len().max(1)).unwrap_or(1));
         let candidate = |id: Id| {
             let member = self.member(id)?;
             let holder = holders.iter().find(|holder| holder.id == id);
@@ -332,14 +334,16 @@ impl<K: Eq + Hash + Clone + Ord> Fleet<K> {
         if begins {
             (holder.copy, holder.guessed) = (Copy::Loading, Some(now));
         }
-        if let Some(member) = self.member_mut(id) {
+        if let Some(member) = self.members.get_mut(id as usize).and_then(Option::as_mut) {
             member.held.insert(key.clone());
             member.in_flight += 1;
+            self.executing += 1;
             if begins {
                 member.guesses.push(Guess { model: key.clone(), at: now, loads: true });
             }
             if copy == Copy::Loading || begins && reason != Reason::Ring {
                 member.waiting += 1;
+                self.executing -= 1;
             }
         }
         let copy = if copy == Copy::Absent && reason != Reason::Ring && begins { Copy::Loading } else { copy };
@@ -366,11 +370,13 @@ impl<K: Eq + Hash + Clone + Ord> Fleet<K> {
 
     /// A request is answered, or nobody waits for its answer any more.
     pub fn finish(&mut self, ticket: &Ticket<K>, now: Instant) {
-        if let Some(member) = self.member_mut(ticket.id) {
+        if let Some(member) = self.members.get_mut(ticket.id as usize).and_then(Option::as_mut) {
+            let before = member.executing();
             member.in_flight = member.in_flight.saturating_sub(1);
             if ticket.copy == Copy::Loading {
                 member.waiting = member.waiting.saturating_sub(1);
             }
+            self.executing = (self.executing + member.executing()).saturating_sub(before);
         }
         if let Some(model) = self.models.get_mut(&ticket.model) {
             model.advance(now);

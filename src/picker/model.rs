@@ -13,8 +13,8 @@ const MEMORY: Duration = Duration::from_secs(10);
 /// What opening another copy costs, as a multiple of its load: that, and the load of what leaves for it.
 const COST: f64 = 2.0;
 
-/// The least that it costs, in seconds: less is not told from chance.
-const LEAST_COST: f64 = 0.2;
+/// The least that it costs, in seconds: less is not told from chance, and a copy takes memory from others.
+const LEAST_COST: f64 = 1.0;
 
 /// The cost of a load of which nothing is known, in seconds.
 const UNKNOWN_LOAD: f64 = 1.0;

@@ -266,6 +266,8 @@ proptest! {
                 let of = tickets.iter().filter(|ticket| ticket.id as usize == id).count();
                 prop_assert_eq!(member.as_ref().unwrap().in_flight as usize, of);
             }
+            let executing: u32 = fleet.members.iter().flatten().map(Member::executing).sum();
+            prop_assert_eq!(fleet.executing, executing);
         }
         // Once no guess is young enough to count, an empty delta from each leaves what was said.
         now = now.max(last_guess) + 2 * GRACE;
