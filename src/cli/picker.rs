@@ -12,9 +12,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::app;
 use crate::config::LogFormat;
+use crate::config::security::TlsFiles;
 use crate::error::{Error, Result};
+use crate::frontend::listener::tls::Tls;
 use crate::frontend::listener::{self, Http2Options, Serving};
 use crate::frontend::picker::{Picker, WatchOptions};
+use crate::frontend::watch::{Watched, watch};
 use crate::picker::fleet::FleetOptions;
 use crate::telemetry::logging;
 
@@ -61,6 +64,12 @@ pub struct PickerArgs {
     /// File with the token that instances want of whoever asks below /v1 (their --access-tokens, right `operators`)
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Certificate chain (PEM) of the picker's port, for gateways that speak TLS to it; read again when it changes
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// What is logged: error, warn, info, debug, trace, or a tracing filter
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: String,
@@ -105,14 +114,23 @@ pub fn run(args: &PickerArgs) -> Result<()> {
             std::io::stdout(),
             "picker  http://{address}\ntry:\n  curl -s 'http://{address}/pick?model=digits'"
         );
-        serve(args, token, listener, stop).await;
+        let (tls, watched) = tls(args)?.unzip();
+        let watching = tokio::spawn(watch(watched.into_iter().collect()));
+        serve(args, token, tls, listener, stop).await;
+        watching.abort();
         Ok(())
     });
     runtime.shutdown_timeout(app::LAST_WAIT);
     result
 }
 
-async fn serve(args: &PickerArgs, token: Option<HeaderValue>, listener: TcpListener, stop: CancellationToken) {
+async fn serve(
+    args: &PickerArgs,
+    token: Option<HeaderValue>,
+    tls: Option<Tls>,
+    listener: TcpListener,
+    stop: CancellationToken,
+) {
     let picker = Picker::new(FleetOptions {
         stale_after: Duration::from_millis(args.stale_ms),
         ring_size: args.ring_size as usize,
@@ -126,7 +144,7 @@ async fn serve(args: &PickerArgs, token: Option<HeaderValue>, listener: TcpListe
     };
     let connections = TaskTracker::new();
     let http2 = Http2Options { max_concurrent_streams: STREAMS, idle: None, ..Http2Options::default() };
-    let serving = Serving { http2, ..Serving::new(stop, connections.clone(), CONNECTIONS) };
+    let serving = Serving { http2, tls, ..Serving::new(stop, connections.clone(), CONNECTIONS) };
     let front = picker.clone();
     tokio::select! {
         () = picker.watch(options) => {}
@@ -137,6 +155,12 @@ async fn serve(args: &PickerArgs, token: Option<HeaderValue>, listener: TcpListe
         tracing::debug!("streams do not end: their requests go on without a picker");
     }
     tracing::info!("stopped");
+}
+
+/// The certificate of the port, where it has one.
+fn tls(args: &PickerArgs) -> Result<Option<(Tls, Watched)>> {
+    let (Some(certificate), Some(key)) = (args.tls_cert.clone(), args.tls_key.clone()) else { return Ok(None) };
+    Tls::open(&TlsFiles { certificate, key, client_ca: None }).map(Some)
 }
 
 /// What to say to instances that want a token.

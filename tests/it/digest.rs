@@ -86,7 +86,7 @@ async fn a_cursor_of_another_start_brings_all_and_a_wrong_parameter_is_named() {
 #[tokio::test]
 async fn on_its_way_out_an_instance_answers_what_it_has_and_refuses_to_load_more() {
     let change = |config: &mut roundhouse::config::ServerConfig| config.drain_notice = Duration::from_secs(3600);
-    let mut server = TestServer::start_with(Repository::gated(&["a", "b", "c"]), change).await;
+    let server = TestServer::start_with(Repository::gated(&["a", "b", "c"]), change).await;
     server.ask(&load("a")).await.expect(200);
     server.gated.close("c", Step::Load);
     let mut loading = server.send(&infer("c", 3)).await;

@@ -105,6 +105,58 @@ def test_a_model_too_hot_for_one_instance_is_served_by_two_within_two_load_times
     assert picker.picks()["copy"] >= 1, picker.picks()
 
 
+# --- who leaves -------------------------------------------------------------------------------------------------------
+
+
+def test_a_rolling_update_fails_no_request_and_starts_nothing_cold(repository, tmp_path):  # noqa: F811
+    fleet = Fleet(repository, tmp_path, "--drain-notice-s", "3")
+    try:
+        with Picker(binary(), fleet.ports, tmp_path) as picker, envoy_with(picker.port, fleet.ports, tmp_path) as envoy:
+            picker.until_fresh(3)
+            with Load(envoy.port, MODELS) as load:
+                # Each client has asked for each.
+                load.until_more(8 * len(MODELS))
+                before = load.cold()
+                for number, instance in enumerate(fleet.instances):
+                    held = instance.resident()
+                    assert held
+                    # SIGTERM, its notice, its end.
+                    instance.stop()
+                    left = {model for other in fleet.instances if other is not instance for model in other.resident()}
+                    assert held <= left, "its neighbours have brought what it had"
+                    instance.start()
+                    wait_until("the fleet is whole again", lambda: all(envoy.states()))
+                    picker.until_fresh(3)
+                    load.until_more(len(MODELS))
+                cold = load.cold() - before
+            assert load.failed() == 0, load.statuses
+            # 24 models went once each with their instance. Without notice each of them would have been cold.
+            print(f"rolling update: {load.answered()} answers, {cold} of them cold; {picker.picks()}")
+            assert cold <= len(MODELS) // 4, cold
+    finally:
+        fleet.stop()
+
+
+def test_an_instance_on_its_way_out_is_asked_for_what_it_has_and_for_nothing_new(repository, tmp_path):  # noqa: F811
+    fleet = Fleet(repository, tmp_path, "--drain-notice-s", "3600")
+    leaver = fleet.instances[0]
+    try:
+        with Picker(binary(), fleet.ports, tmp_path, "--handover", "0") as picker:
+            picker.until_fresh(3)
+            load(leaver.port, MODELS[0])
+            os.kill(leaver.server.process.pid, signal.SIGTERM)
+            wait_until("the picker knows", lambda: picker.fleet()[leaver.port]["draining"])
+            assert infer(leaver.port, MODELS[0]) == 200
+            assert infer(leaver.port, MODELS[1]) == 503
+            assert picker.pick(MODELS[0])[0][0] == leaver.port, "nobody else has it"
+            assert all(picker.pick(model)[0][0] != leaver.port for model in MODELS[1:])
+            load(fleet.ports[1], MODELS[0])
+            wait_until("the picker knows", lambda: picker.pick(MODELS[0])[0][0] == fleet.ports[1])
+    finally:
+        for instance in fleet.instances:
+            instance.kill()
+
+
 # --- a picker that is not to be trusted -------------------------------------------------------------------------------
 
 
@@ -208,8 +260,8 @@ def test_digests_of_nonsense_leave_the_choice_to_the_ring(fleet, tmp_path):
             assert load.failed() == 0, load.statuses
             assert picker.picks()["ring"] > 0, picker.picks()
             holders = {model: fleet.holders(model) for model in MODELS}
-            assert all(len(numbers) == 1 for numbers in holders.values()), holders
-            assert {numbers[0] for numbers in holders.values()} == {0, 1, 2}, "it has its part of the ring all the same"
+            # The bound on each one's share makes copies more, as it does without a picker.
+            assert any(0 in numbers for numbers in holders.values()), "it has its part of the ring all the same"
 
 
 def test_an_instance_that_claims_what_it_has_not_is_not_believed_for_long(fleet, tmp_path):
@@ -257,10 +309,11 @@ def test_a_picker_without_a_ring_of_its_own_is_told_so(tmp_path):
 def test_the_plain_envoy_and_the_picker_have_the_same_ring(fleet, picker, tmp_path):
     try:
         with started(Envoy, fleet.ports, tmp_path) as proxy:
-            homes = {model: picker.pick(model)[0][0] for model in MODELS}
             for model in MODELS:
-                assert infer(proxy.port, model) == 200
-            for model in MODELS:
-                assert [fleet.ports[number] for number in fleet.holders(model)] == [homes[model]], model
+                endpoints, reason = picker.pick(model)
+                assert (reason, infer(proxy.port, model)) == ("home", 200), model
+                assert [fleet.ports[number] for number in fleet.holders(model)] == endpoints[:1], model
+                # What was picked is taken for a load under way until a digest has told of it.
+                wait_until("the picker knows", lambda: picker.pick(model)[1] == "warm")
     except Missing as missing:
         pytest.skip(str(missing))
