@@ -1,3 +1,5 @@
+//! The picker over plain HTTP, without a socket.
+
 use super::*;
 use crate::picker::digest::Digest;
 

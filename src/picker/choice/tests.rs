@@ -1,3 +1,5 @@
+//! The rules one by one, and all of them against a slow reading of the same rules.
+
 use proptest::prelude::*;
 
 use super::*;

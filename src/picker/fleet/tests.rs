@@ -1,3 +1,5 @@
+//! What becomes known, what is forgotten, and who is picked by it; and that nothing is left of any request.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Small fleets: who wins, that a seed is a seed, and that a fleet grows and shrinks.
+
 use clap::Parser;
 
 use super::*;
