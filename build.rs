@@ -108,7 +108,7 @@ fn compile_kernel(nvcc: &Path, out: &Path, name: &str, text: &str) -> Result<Pat
     }
 }
 
-/// Writes the messages (`inference.rs`, `grpc.health.v1.rs`), the descriptors that reflection serves
+/// Writes the messages (`inference.rs`, `grpc.health.v1.rs`, `envoy.service.ext_proc.v3.rs`), the descriptors that reflection serves
 /// (`descriptors.bin`), and the field numbers of a configuration (`config_numbers.rs`).
 fn generate_messages() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
@@ -121,7 +121,14 @@ fn generate_messages() -> Result<(), Box<dyn Error>> {
         list_numbers(message, message.name(), &mut numbers);
     }
     fs::write(out.join("config_numbers.rs"), format!("{numbers:?}"))?;
-    Ok(prost_build::Config::new().bytes(["."]).btree_map(["."]).compile_fds(files)?)
+    let config = || {
+        let mut config = prost_build::Config::new();
+        config.bytes(["."]).btree_map(["."]);
+        config
+    };
+    config().compile_fds(files)?;
+    // Apart, since a server's reflection does not tell what the picker speaks.
+    Ok(config().compile_fds(protox::compile(["ext_proc.proto"], ["proto"])?)?)
 }
 
 /// A row a field: the message by its path below the package, the field, its number.

@@ -344,12 +344,17 @@ impl App {
         });
         let starting = tokio::spawn(start_models(server.clone(), config.clone()));
         shutdown.cancelled().await;
+        server.set_draining();
+        starting.abort();
+        if !config.drain_notice.is_zero() {
+            let notice_s = config.drain_notice.as_secs();
+            tracing::info!(notice_s, "on the way out: what is in memory is answered, nothing more is loaded");
+            tokio::time::sleep(config.drain_notice).await;
+        }
         tracing::info!(
             grace_s = config.drain_grace.as_secs(),
             "draining: no new connections, requests in flight finish"
         );
-        server.set_draining();
-        starting.abort();
         stop_accepting.cancel();
         connections.close();
         let end = tokio::time::Instant::now() + config.drain_grace;

@@ -298,6 +298,8 @@ pub struct ServerConfig {
     pub limits: RequestLimits,
     /// Time to finish after SIGTERM.
     pub drain_grace: Duration,
+    /// How long connections are taken before that.
+    pub drain_notice: Duration,
     /// The log filter.
     pub log: String,
     /// The log format.
@@ -359,7 +361,7 @@ impl ServeOptions {
             sagemaker, sagemaker_model, sagemaker_model_root, sagemaker_inference_type, sagemaker_ping, endpoint_name, endpoint_keys,
             endpoint_max_payload_bytes, endpoint_load_wait_ms, endpoint_load_limit_ms, tls_cert, tls_key,
             tls_client_ca, tls_ports, access_tokens, port_file, device, executor_threads, io_threads, onnxruntime_library,
-            backend_directory, libtorch_dir, runtime_dir, allow_client_shm, max_connections, queue_capacity, rate_limit, rate_limit_resource, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, log,
+            backend_directory, libtorch_dir, runtime_dir, allow_client_shm, max_connections, queue_capacity, rate_limit, rate_limit_resource, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, drain_notice_s, log,
             log_format, trace_config,
         }
     }
@@ -464,6 +466,7 @@ impl ServeOptions {
                 true => 25,
                 false => 30,
             })),
+            drain_notice: Duration::from_secs(self.drain_notice_s.unwrap_or(0)),
             log: self.log.unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format.unwrap_or_default(),
             trace: TraceConfig::read(&self.trace_config.unwrap_or_default())?,

@@ -8,7 +8,8 @@
 //! - [`inference`], [`telemetry`]: requests, responses, ids; log lines. [`kernels`]: what is computed around models.
 //! - [`model_config`], [`metrics`]: Triton's `config.pbtxt`; the one table of metrics.
 //! - [`backend`], [`repository`], [`device`]: runtimes, where models come from, where they run; [`artifact`]: archives.
-//! - [`scheduler`]: a queue for each model, threads for each device; [`cache`]: which models are on a tier, and which leave.
+//! - [`scheduler`]: a queue for each model, threads for each device; [`cache`]: which models are on a tier, and which leave;
+//!   [`picker`]: which instance of a fleet is asked.
 //! - [`lifecycle`]: which models are in memory, and how they come and go.
 //! - [`server`]: what the server does, in the words of no protocol.
 //! - [`frontend`]: the protocols.
@@ -31,6 +32,7 @@ pub mod kernels;
 pub mod lifecycle;
 pub mod metrics;
 pub mod model_config;
+pub mod picker;
 pub mod repository;
 pub mod scheduler;
 pub mod server;

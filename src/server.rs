@@ -1,6 +1,7 @@
 //! `InferenceServer`: what the server does, in the words of no protocol.
 
 mod cached;
+pub mod digest;
 mod ensemble;
 mod gpu_gauges;
 mod observed;
@@ -63,6 +64,8 @@ struct Inner {
     /// Whether the models asked for at start have been tried.
     started: AtomicBool,
     draining: AtomicBool,
+    /// Which start of the server this is: generations begin anew with each.
+    start: u128,
 }
 
 /// A backend and, if it cannot be used, the reason.
@@ -96,6 +99,7 @@ impl InferenceServer {
             cache_directory,
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            start: uuid::Uuid::new_v4().as_u128(),
         }))
     }
 
@@ -119,9 +123,11 @@ impl InferenceServer {
         self.0.started.store(true, Ordering::Release);
     }
 
-    /// Says that the server is on its way out: not ready any more, and answering what comes nevertheless.
+    /// Says that the server is on its way out: not ready any more, and answering what comes nevertheless, where the model
+    /// is in memory or on its way there.
     pub fn set_draining(&self) {
         self.0.draining.store(true, Ordering::Release);
+        self.0.models.close();
         for loaded in self.resident_versions() {
             if let Some(queue) = loaded.queue() {
                 queue.hasten();

@@ -17,7 +17,7 @@ const FLOORS: [&str; 11] = [
     "inference kernels telemetry",
     "model_config metrics",
     "backend repository device artifact",
-    "scheduler cache",
+    "scheduler cache picker",
     "lifecycle",
     "server",
     "frontend",

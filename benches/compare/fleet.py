@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Three instances behind a proxy, and what it costs to be watched.
 
-usage: fleet.py [haproxy] [envoy] [page] [--secs N] [--quick] [--roundhouse PATH] [--out run.jsonl]
+usage: fleet.py [haproxy] [envoy] [picker] [page] [--secs N] [--quick] [--roundhouse PATH] [--out run.jsonl]
 
 haproxy   300 models asked for by Zipf's law (1.0), three instances with memory for a tenth of them each: the part of the
 envoy     requests whose model was not in memory, and p50 and p99, behind the hash of docker/ and behind the same proxy
           with round robin; every answer is checked
+picker    the same behind Envoy, and with `roundhouse picker` besides
 page      the page of metrics with 1,000 models in memory: its size, how long it takes, and the processor that a scrape
           a second takes
 
@@ -29,7 +30,7 @@ from harness import Died
 sys.path.append(os.path.join(harness.ROOT, "tests", "python"))
 import proxies  # noqa: E402
 
-PARTS = ("haproxy", "envoy", "page")
+PARTS = ("haproxy", "envoy", "picker", "page")
 
 
 def share(sorted_values, part):
@@ -91,7 +92,7 @@ def users(port, count, number, requests, seed):
     return sum(user.cold for user in crowd) / max(1, len(took)), took, [text for user in crowd for text in user.failed]
 
 
-def behind(kind, options, folder):
+def behind(kind, options, folder, ways=("round robin", "hash")):
     count, number, requests = (60, 4, 150) if options.quick else (300, 6, 1500)
     repository = os.path.join(folder, "models")
     for model in range(count):
@@ -111,12 +112,12 @@ def behind(kind, options, folder):
     best = {fits: 1 - sum(weights[:fits]) / sum(weights) for fits in (count // 10, 3 * count // 10)}
     yield "the least cold share, of one memory, of three that hold different models", ", ".join(f"{part:.3f}" for part in best.values()), None, None
     found = {}
-    for way in ("round robin", "hash"):
+    for way in ways:
         servers = [server_of(options, repository, folder, "--memory-limit", f"cpu={memory}", "--min-residency-ms", "0") for _ in range(3)]
         try:
             for server in servers:
                 server.start()
-            with proxy_of(kind, way)([server.port for server in servers], tempfile.mkdtemp(dir=folder)) as proxy:
+            with proxy_of(kind, way, options)([server.port for server in servers], tempfile.mkdtemp(dir=folder)) as proxy:
                 # The first fills memory.
                 users(proxy.port, count, number, requests, 1)
                 found[way] = users(proxy.port, count, number, requests, 2)
@@ -133,13 +134,41 @@ def behind(kind, options, folder):
         yield f"{way}: p50, p99, ms", f"{share(took, 0.5):.1f}, {share(took, 0.99):.1f}", None, None
         yield f"{way}: models in memory at the end", ", ".join(map(str, held)), None, None
         yield f"{way}: failed", len(failed), 0, "<="
+    # What can be had at most: three memories that hold different models, and always the ones most asked for.
+    yield "the least that share over round robin's can be", best[3 * count // 10] / found["round robin"][0], None, None
     yield "cold share of the hash over that of round robin", found["hash"][0] / found["round robin"][0], 0.3, "<="
+    if "picker" in found:
+        yield "cold share with the picker over that of round robin", found["picker"][0] / found["round robin"][0], 0.25, "<="
+        yield "p99 with the picker over that with the hash", share(found["picker"][1], 0.99) / share(found["hash"][1], 0.99), 1.0, "<="
 
 
-def proxy_of(kind, way):
+def proxy_of(kind, way, options):
     """The proxy with the configuration of docker/, or with nothing changed in it but the algorithm."""
     if way == "hash":
         return kind
+    if way == "picker":
+
+        class Picked(proxies.PickedEnvoy):
+            """With a picker of its own."""
+
+            def __enter__(self):
+                self.picker = proxies.Picker(options.roundhouse, self.ports, self.folder).__enter__()
+                self.picker_port = self.picker.port
+                self.picker.until_fresh(len(self.ports))
+                try:
+                    super().__enter__()
+                    proxies.wait_until("Envoy knows the picker", self.picker_is_well)
+                except BaseException:
+                    self.picker.__exit__()
+                    raise
+                return self
+
+            def __exit__(self, *why):
+                print("picks:", self.picker.picks(), file=sys.stderr)
+                self.picker.__exit__()
+                super().__exit__(*why)
+
+        return Picked
 
     class RoundRobin(kind):
         def place(self, text):
@@ -160,6 +189,10 @@ def haproxy(options, folder):
 
 def envoy(options, folder):
     yield from behind(proxies.Envoy, options, folder)
+
+
+def picker(options, folder):
+    yield from behind(proxies.Envoy, options, folder, ("round robin", "hash", "picker"))
 
 
 # ---- The page --------------------------------------------------------------------------------------------------------

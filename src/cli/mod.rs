@@ -5,6 +5,7 @@ pub mod emulate;
 pub mod gpu_check;
 pub mod models;
 pub mod pack;
+pub mod picker;
 mod progress;
 pub mod runtime;
 pub mod serve;
@@ -43,6 +44,8 @@ pub enum Command {
     Runtime(runtime::RuntimeArgs),
     /// Replay requests against the eviction policies and compare how long they wait for loads
     Simulate(simulate::SimulateArgs),
+    /// Tell a proxy before many instances which of them has a model
+    Picker(picker::PickerArgs),
     /// Play SageMaker's multi-model platform against a container on this machine
     #[command(after_help = "Example, against a container started beside it:\n  \
         roundhouse emulate --models s3://bucket/models --work-dir /tmp/models\n  \
@@ -64,6 +67,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Pack(args) => pack::run(&args),
         Command::Models(args) => models::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Picker(args) => picker::run(&args),
         Command::Emulate(args) => emulate::run(&args),
         Command::GpuCheck(args) => gpu_check::run(&args),
         Command::Runtime(args) if args.names_dir() => runtime::run(&args, Path::new("")),

@@ -1,5 +1,6 @@
 //! `roundhouse simulate`: how long requests would wait for loads under each eviction policy.
 
+mod fleet;
 mod plot;
 mod replay;
 mod workload;
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use self::fleet::FleetArgs;
 use self::plot::Group;
 use self::replay::{Outcome, Policy};
 use self::workload::{Model, Random, Synthetic};
@@ -57,6 +59,8 @@ pub struct SimulateArgs {
     /// Print JSON for programs
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    fleet: FleetArgs,
 }
 
 fn percent(text: &str) -> Result<f64, String> {
@@ -109,13 +113,34 @@ impl Row {
 /// # Errors
 /// `InvalidArgument` with the line for a trace that cannot be read; `Internal` where the table broke its own promise.
 pub fn run(args: &SimulateArgs) -> Result<()> {
-    let rows = simulate(args)?;
-    if let Some(path) = &args.svg {
-        std::fs::write(path, draw(&rows, args.capacity))
-            .map_err(|error| Error::invalid(format!("cannot write {}", path.display())).with_source(error))?;
+    if !args.fleet.instances.is_empty() {
+        return run_fleets(args);
     }
+    let rows = simulate(args)?;
+    write_svg(args, || draw(&rows, args.capacity))?;
     let mut out = io::stdout().lock();
-    let printed = if args.json { print_json(&mut out, &rows) } else { print_table(&mut out, &rows, args.capacity) };
+    printed(if args.json { print_json(&mut out, &rows) } else { print_table(&mut out, &rows, args.capacity) })
+}
+
+fn run_fleets(args: &SimulateArgs) -> Result<()> {
+    let bar = progress(0);
+    let rows = fleet::simulate(args, &bar)?;
+    bar.finish_and_clear();
+    write_svg(args, || fleet::draw(&rows, args.capacity))?;
+    let mut out = io::stdout().lock();
+    printed(match args.json {
+        true => fleet::print_json(&mut out, &rows),
+        false => fleet::print_table(&mut out, &rows, args.capacity),
+    })
+}
+
+fn write_svg(args: &SimulateArgs, picture: impl FnOnce() -> String) -> Result<()> {
+    let Some(path) = &args.svg else { return Ok(()) };
+    std::fs::write(path, picture())
+        .map_err(|error| Error::invalid(format!("cannot write {}", path.display())).with_source(error))
+}
+
+fn printed(printed: io::Result<()>) -> Result<()> {
     match printed {
         // Whoever read our output has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -385,7 +385,12 @@ pub struct ServeOptions {
     #[arg(long, value_name = "N", env = "ROUNDHOUSE_MAX_CONNECTIONS", help_heading = "Limits")]
     pub max_connections: Option<NonZeroUsize>,
 
-    /// How long requests in flight may take to finish after SIGTERM, in seconds. [default: 30; 25 in a SageMaker container]
+    /// How long new connections are still taken after SIGTERM, in seconds, while /v2/health/ready and the digest say that the
+    /// server is on its way out: what is in memory is answered, and no model is loaded any more. [default: 0]
+    #[arg(long, value_name = "S", env = "ROUNDHOUSE_DRAIN_NOTICE_S", help_heading = "Limits")]
+    pub drain_notice_s: Option<u64>,
+
+    /// How long requests in flight may take to finish after SIGTERM and --drain-notice-s, in seconds. [default: 30; 25 in a SageMaker container]
     #[arg(long, value_name = "S", env = "ROUNDHOUSE_DRAIN_GRACE_S", help_heading = "Limits")]
     pub drain_grace_s: Option<u64>,
 

@@ -1,6 +1,7 @@
 //! What operators and routers ask: which model is where, why, and to keep or bring one. JSON below `/v1`, beside KServe's
 //! `/v2` on the same port.
 
+mod digest;
 pub mod documents;
 mod query;
 
@@ -29,6 +30,7 @@ const ROW_BYTES: usize = 768;
 pub fn router(server: InferenceServer) -> Router {
     Router::new()
         .route("/v1/residency", get(residency))
+        .route("/v1/digest", get(digest))
         .route("/v1/models/{*path}", routing::any(model))
         .with_state(server)
 }
@@ -37,6 +39,14 @@ async fn residency(State(server): State<InferenceServer>, uri: Uri) -> Response 
     let answer = query::parse(uri.query().unwrap_or_default()).and_then(|query| {
         let page = server.residency(&query);
         document(&Page::of(&page), page.models.len())
+    });
+    answer.unwrap_or_else(|error| Failure(error).into_response())
+}
+
+async fn digest(State(server): State<InferenceServer>, uri: Uri) -> Response {
+    let answer = digest::since(uri.query().unwrap_or_default()).and_then(|cursor| {
+        let digest = server.digest(cursor.as_deref());
+        document(&digest::Document::of(&digest), digest.models.models.len())
     });
     answer.unwrap_or_else(|error| Failure(error).into_response())
 }

@@ -17,6 +17,7 @@ pub mod kserve_http;
 pub mod listener;
 pub mod metrics_http;
 pub mod percent;
+pub mod picker;
 pub mod provenance;
 pub mod sagemaker;
 pub mod shared_tensors;

@@ -137,10 +137,11 @@ impl ModelManager {
                     waiter
                 }
                 Entered::Lead(waiter) => {
-                    if explicit {
+                    let refused = if explicit { Some(unknown(name, version)) } else { self.check_open().err() };
+                    if let Some(error) = refused {
                         slot.leave_unstarted();
                         self.forget_if_empty(&slot);
-                        return Err(unknown(name, version));
+                        return Err(error);
                     }
                     waiter.flight().wanted_by(until);
                     self.start_load(&slot, waiter.flight(), None);

@@ -43,6 +43,12 @@ impl LoadGate {
         self.0.lock().waiting.len()
     }
 
+    /// Loads that run.
+    pub(super) fn running(&self) -> usize {
+        let state = self.0.lock();
+        state.places - state.free
+    }
+
     /// Waits for a place. Whoever stops waiting takes none.
     pub(super) async fn enter(&self, flight: &Arc<Flight>) -> LoadPermit {
         let mut permit = {

@@ -9,6 +9,7 @@ mod assemble;
 mod compose;
 pub mod composition;
 mod copies;
+pub mod digest;
 pub mod files;
 mod flight;
 mod gate;
@@ -129,6 +130,8 @@ struct Shared {
     waited: AtomicU64,
     /// Whether models were used since they were last measured.
     used: AtomicBool,
+    /// Whether no more models are brought.
+    closed: AtomicBool,
 }
 
 /// A model as the repository index lists it.
@@ -163,6 +166,7 @@ impl ModelManager {
             disk_stamp: AtomicU64::new(0),
             waited: AtomicU64::new(0),
             used: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
         }))
     }
 
@@ -227,6 +231,20 @@ impl ModelManager {
     pub async fn unload(&self, name: &str) -> Result<()> {
         check_name(name)?;
         self.unload_because(name, Departure::because(EvictionReason::Unload)).await
+    }
+
+    /// Brings no more models from now on; what is in memory or on its way answers.
+    pub fn close(&self) {
+        self.0.closed.store(true, Ordering::Release);
+    }
+
+    /// # Errors
+    /// `NotReady` where no more models are brought.
+    fn check_open(&self) -> Result<()> {
+        match self.0.closed.load(Ordering::Acquire) {
+            false => Ok(()),
+            true => Err(Error::not_ready("the server is shutting down and loads no more models: ask another instance")),
+        }
     }
 
     /// Forgets what happened to a model that is neither in memory nor on its way there.

@@ -95,6 +95,8 @@ impl ModelManager {
     }
 
     fn row(&self, name: &str, slot: Option<&Slot>, disk: Option<&OnDisk>) -> ModelResidency {
+        // Before what it is the generation of: a row of this generation may say more than that, never less.
+        let generation = slot.map_or(0, Slot::generation);
         let states = slot.map(Slot::states).unwrap_or_default();
         let resident = slot.and_then(Slot::resident);
         let story = slot.map(Slot::story).unwrap_or_default();
@@ -142,7 +144,7 @@ impl ModelManager {
             last_load: story.last_load,
             last_eviction: story.last_eviction,
             fetch: disk.and_then(|disk| disk.fetch),
-            generation: slot.map_or(0, Slot::generation),
+            generation,
         }
     }
 

@@ -13,6 +13,7 @@ mod batching;
 mod conformance;
 mod container_start;
 mod devices;
+mod digest;
 mod drain;
 mod emulate;
 mod ensemble;

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import http.client
 import io
+import json
 import os
 import re
 import shutil
@@ -128,6 +129,7 @@ class HAProxy(Proxy):
 
 class Envoy(Proxy):
     name = "envoy"
+    file = "envoy.yaml"
 
     def command(self):
         named = os.environ.get("ROUNDHOUSE_ENVOY")
@@ -135,7 +137,7 @@ class Envoy(Proxy):
         if not Path(binary).exists():
             raise Missing(f"there is no Envoy at {binary} (make .venv/envoy.stamp)")
         self.admin = free_port()
-        text = self.place((DOCKER / "envoy.yaml").read_text())
+        text = self.place((DOCKER / self.file).read_text())
         text = text.replace("address: 0.0.0.0, port_value: 8080", f"address: 127.0.0.1, port_value: {self.port}")
         text += f"admin: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {self.admin} }} }} }}\n"
         config = self.folder / "envoy.yaml"
@@ -149,3 +151,69 @@ class Envoy(Proxy):
         flags = re.findall(rf"^http::127\.0\.0\.1:(\d+)::health_flags::(.*)$", text.decode(), re.M)
         known = {int(port): flag == "healthy" for port, flag in flags}
         return [known.get(port, False) for port in self.ports]
+
+
+class Picker:
+    """A `roundhouse picker` that watches instances, at a port that stays the same over restarts."""
+
+    def __init__(self, binary, instances, folder, *flags):
+        self.binary, self.instances, self.folder, self.flags = binary, instances, Path(folder), flags
+        self.port, self.process = free_port(), None
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def start(self):
+        instances = [flag for port in self.instances for flag in ("--instance", f"127.0.0.1:{port}")]
+        command = [self.binary, "picker", "--port", str(self.port), *instances, "--poll-ms", "100", *self.flags]
+        with (self.folder / "picker.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        wait_until("the picker is ready", lambda: get(self.port, "/v2/health/ready")[0] == 200)
+
+    def stop(self):
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def fleet(self):
+        """What it knows of each instance, by port."""
+        rows = json.loads(get(self.port, "/v1/fleet")[1])["instances"]
+        return {int(row["instance"].rsplit(":")[-1]): row for row in rows}
+
+    def until_fresh(self, count):
+        wait_until(f"{count} digests are fresh", lambda: [row["standing"] for row in self.fleet().values()].count("fresh") == count)
+
+    def pick(self, model):
+        """The ports to try for a model, and why."""
+        status, body = get(self.port, f"/pick?model={model}")
+        assert status == 200, body
+        answer = json.loads(body)
+        return [int(endpoint.rsplit(":")[-1]) for endpoint in answer["endpoints"]], answer["reason"]
+
+    def picks(self):
+        """How many there were, by reason."""
+        text = get(self.port, "/metrics")[1].decode()
+        found = re.findall(r'^roundhouse_picker_picks_total\{reason="(\w+)"\} (\d+)$', text, re.M)
+        return {reason: int(count) for reason, count in found}
+
+
+class PickedEnvoy(Envoy):
+    """Envoy with a picker, `picker_port` being its port."""
+
+    name = "envoy-picker"
+    file = "envoy-picker.yaml"
+    picker_port = None
+
+    def place(self, text):
+        picker = "address: roundhouse-picker, port_value: 9002"
+        assert text.count(picker) == 1
+        return super().place(text.replace(picker, f"address: 127.0.0.1, port_value: {self.picker_port}"))
+
+    def picker_is_well(self):
+        _, text = get(self.admin, "/clusters")
+        return bool(re.search(rf"^picker::127\.0\.0\.1:{self.picker_port}::health_flags::healthy$", text.decode(), re.M))

@@ -88,8 +88,36 @@ def test_probes_ask_routes_that_there_are_and_a_drain_has_the_time_it_needs(buil
         asked = container[probe]["httpGet"]
         assert asked["port"] == "metrics" and f'"{asked["path"]}"' in routes, probe
     drain = int(one(built[overlay], "ConfigMap")["data"]["ROUNDHOUSE_DRAIN_GRACE_S"])
-    before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert before > 0 and spec["terminationGracePeriodSeconds"] > before + drain
+    # It takes a moment until endpoints are told everywhere: until then connections are taken. No preStop: it would not know that it leaves.
+    before = int(one(built[overlay], "ConfigMap")["data"]["ROUNDHOUSE_DRAIN_NOTICE_S"])
+    assert "lifecycle" not in container and before >= 5 and spec["terminationGracePeriodSeconds"] > before + drain
+
+
+def test_the_picker_finds_every_instance_and_is_found_where_envoy_looks(built):
+    kubectl = tool("kubectl", "kubernetes-client")
+    documents = list(yaml.safe_load_all(run(kubectl, "kustomize", KUBERNETES / "picker")))
+    for manifest in documents:
+        kubernetes_validate.validate(manifest, "1.33", strict=True)
+        assert manifest["metadata"]["namespace"] == "roundhouse"
+    by_name = {(one["kind"], one["metadata"]["name"]): one for one in documents}
+    (container,) = by_name["Deployment", "roundhouse-picker"]["spec"]["template"]["spec"]["containers"]
+    pods = by_name["Service", "roundhouse-pods"]["spec"]
+    labels = one(built["base"], "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert pods["selector"].items() <= labels.items() and pods["publishNotReadyAddresses"]
+    assert "--instance=roundhouse-pods.roundhouse.svc:8000" in container["args"]
+    service = by_name["Service", "roundhouse-picker"]["spec"]
+    own = by_name["Deployment", "roundhouse-picker"]["spec"]["template"]["metadata"]["labels"]
+    assert service["selector"].items() <= own.items()
+    port = service["ports"][0]["port"]
+    assert port == container["ports"][0]["containerPort"] == 9002
+    assert f"address: roundhouse-picker, port_value: {port}" in (ROOT / "docker/envoy-picker.yaml").read_text()
+    pool = yaml.safe_load((KUBERNETES / "picker/inferencepool.yaml").read_text())["spec"]
+    assert pool["selector"]["matchLabels"].items() <= labels.items()
+    assert (pool["endpointPickerRef"]["name"], pool["endpointPickerRef"]["port"]["number"]) == ("roundhouse-picker", port)
+    flags = (ROOT / "src/cli/picker.rs").read_text()
+    for argument in container["args"][1:]:
+        name = argument.removeprefix("--").split("=")[0].replace("-", "_")
+        assert f"    {name}: " in flags, argument
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -31,8 +31,8 @@ BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "d
 class Instance:
     """One server, which can be killed and started again on the same port."""
 
-    def __init__(self, repository, folder):
-        self.repository, self.folder = repository, folder
+    def __init__(self, repository, folder, *flags):
+        self.repository, self.folder, self.flags = repository, folder, flags
         self.port = proxies.free_port()
         self.running = None
 
@@ -40,7 +40,7 @@ class Instance:
         folder = self.folder / str(time.monotonic_ns())
         folder.mkdir(parents=True)
         environment = {"ROUNDHOUSE_LOG": "warn"}
-        context = running_server(self.repository, folder, port=self.port, environment=environment)
+        context = running_server(self.repository, folder, *self.flags, port=self.port, environment=environment)
         self.running = contextlib.ExitStack()
         self.server = self.running.enter_context(context)
         return self
@@ -61,8 +61,8 @@ class Instance:
 
 
 class Fleet:
-    def __init__(self, repository, folder):
-        self.instances = [Instance(repository, folder / f"instance-{number}").start() for number in range(3)]
+    def __init__(self, repository, folder, *flags):
+        self.instances = [Instance(repository, folder / f"instance-{number}", *flags).start() for number in range(3)]
         self.ports = [instance.port for instance in self.instances]
 
     def stop(self):
@@ -108,8 +108,9 @@ def started(kind, ports, folder):
         running.__exit__()
 
 
-def infer(port, model, by="path"):
-    """Status of one inference, named in the way a client may name it; 0 where the connection broke."""
+def infer(port, model, by="path", told=None):
+    """Status of one inference, named in the way a client may name it; 0 where the connection broke. `told` gets the tier that the
+    model was on."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         path, headers = f"/v2/models/{model.replace('/', '%2F')}/infer", {}
@@ -120,6 +121,8 @@ def infer(port, model, by="path"):
         connection.request("POST", path, BODY, headers)
         answer = connection.getresponse()
         body = answer.read()
+        if told is not None and answer.status == 200:
+            told.append(answer.getheader("x-model-state"))
         if answer.status == 200:
             assert json.loads(body)["outputs"][0]["data"] == [7]
         return answer.status
@@ -135,6 +138,7 @@ class Load:
     def __init__(self, port, models, clients=6):
         self.port, self.models, self.clients = port, models, clients
         self.stop, self.lock, self.statuses = threading.Event(), threading.Lock(), Counter()
+        self.tiers = []
 
     def __enter__(self):
         self.threads = [threading.Thread(target=self.run, args=(client,)) for client in range(self.clients)]
@@ -150,7 +154,7 @@ class Load:
     def run(self, client):
         turn = client
         while not self.stop.is_set():
-            status = infer(self.port, self.models[turn % len(self.models)])
+            status = infer(self.port, self.models[turn % len(self.models)], told=self.tiers)
             turn += 1
             with self.lock:
                 self.statuses[status] += 1
@@ -158,6 +162,10 @@ class Load:
     def answered(self):
         with self.lock:
             return self.statuses[200]
+
+    def cold(self):
+        """Answers whose model was not in memory when they were asked for."""
+        return len([tier for tier in list(self.tiers) if tier != "device"])
 
     def failed(self):
         with self.lock:

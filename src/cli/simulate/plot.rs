@@ -77,6 +77,90 @@ pub(super) fn bars(title: &str, legend: &[String], groups: &[Group]) -> String {
     svg
 }
 
+/// A line: its name, and its points from left to right.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) name: String,
+    pub(super) points: Vec<(f64, f64)>,
+}
+
+const PANEL: f64 = 520.0;
+
+/// Panels of lines, one below the other. The numbers on the left are those of the lowest line and of the highest; each place at
+/// which there is a point has the same room.
+pub(super) fn panels(panels: &[(String, Vec<Line>)]) -> String {
+    let height = HEIGHT + TOP + 50.0;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {} {}\" font-family=\"sans-serif\" \
+         font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n",
+        LEFT + PANEL + 40.0,
+        height * panels.len() as f64,
+    );
+    for (index, (title, lines)) in panels.iter().enumerate() {
+        svg.push_str(&panel(title, lines, height * index as f64));
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+fn panel(title: &str, lines: &[Line], above: f64) -> String {
+    let values = || lines.iter().flat_map(|line| &line.points).map(|(_, value)| *value);
+    let highest = values().fold(f64::MIN_POSITIVE, f64::max) * 1.05;
+    let mut places: Vec<f64> = lines.iter().flat_map(|line| &line.points).map(|(place, _)| *place).collect();
+    places.sort_by(f64::total_cmp);
+    places.dedup();
+    let bottom = above + TOP + HEIGHT;
+    let x = |place: f64| {
+        let index = places.iter().position(|known| *known == place).unwrap_or(0) as f64;
+        LEFT + PANEL * (index + 0.5) / places.len().max(1) as f64
+    };
+    let y = |value: f64| bottom - HEIGHT * value / highest;
+    let mut svg = format!("<text x=\"{LEFT}\" y=\"{}\" font-size=\"13\">{}</text>\n", above + 20.0, escape(title));
+    for fifth in 0..=5 {
+        let value = highest * f64::from(fifth) / 5.0;
+        // Writing into a String cannot fail.
+        let _ = writeln!(
+            svg,
+            "<line x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#dddddd\"/>\
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{value:.3}</text>",
+            LEFT + PANEL,
+            LEFT - 6.0,
+            y(value) + 4.0,
+            y = y(value),
+        );
+    }
+    for place in &places {
+        let _ = writeln!(
+            svg,
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{place}</text>",
+            x(*place),
+            bottom + 16.0
+        );
+    }
+    let mut at = LEFT;
+    for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
+        let points: Vec<_> =
+            line.points.iter().map(|(place, value)| format!("{:.1},{:.1}", x(*place), y(*value))).collect();
+        let _ = writeln!(
+            svg,
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>\
+             <rect x=\"{at}\" y=\"{:.1}\" width=\"10\" height=\"10\" fill=\"{colour}\"/>\
+             <text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+            points.join(" "),
+            above + 32.0,
+            at + 14.0,
+            above + 41.0,
+            escape(&line.name)
+        );
+        for (place, value) in &line.points {
+            let _ =
+                writeln!(svg, "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{colour}\"/>", x(*place), y(*value));
+        }
+        at += 34.0 + 7.0 * line.name.chars().count() as f64;
+    }
+    svg
+}
+
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

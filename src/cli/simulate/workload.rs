@@ -22,7 +22,7 @@ impl Random {
     }
 
     /// In [0, 1).
-    fn unit(&mut self) -> f64 {
+    pub(super) fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
@@ -32,7 +32,7 @@ impl Random {
     }
 
     /// With this median, where one standard deviation is a factor of e to the `sigma`.
-    fn log_normal(&mut self, median: f64, sigma: f64) -> f64 {
+    pub(super) fn log_normal(&mut self, median: f64, sigma: f64) -> f64 {
         // Box and Muller; 1 - unit is never 0.
         let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
         median * (sigma * radius * (std::f64::consts::TAU * self.unit()).cos()).exp()

@@ -14,11 +14,11 @@ const KEPT: usize = 16 << 20;
 
 /// Buffers at rest. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
+pub(in crate::frontend) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl Buffers {
     /// An empty buffer with room for `bytes`: one that is at rest if one of about that size is.
-    pub(super) fn take(&self, bytes: usize) -> Vec<u8> {
+    pub(in crate::frontend) fn take(&self, bytes: usize) -> Vec<u8> {
         if bytes >= LEAST {
             let mut at_rest = self.0.lock();
             let fits = |buffer: &Vec<u8>| (bytes..=bytes.saturating_mul(2)).contains(&buffer.capacity());
@@ -30,7 +30,7 @@ impl Buffers {
     }
 
     /// What was written into a buffer, which comes to rest when the last slice of it is dropped.
-    pub(super) fn bytes(&self, buffer: Vec<u8>) -> Bytes {
+    pub(in crate::frontend) fn bytes(&self, buffer: Vec<u8>) -> Bytes {
         match buffer.capacity() {
             LEAST..=KEPT => Bytes::from_owner(Lent { buffer, home: self.clone() }),
             _ => buffer.into(),

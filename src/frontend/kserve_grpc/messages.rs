@@ -12,13 +12,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::inference::Deadline;
 
 /// How the messages of a request are compressed, and those of an answer.
-pub(super) const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+pub(in crate::frontend) const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// What the other side can read.
-pub(super) const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+pub(in crate::frontend) const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
 /// What this side can read.
-pub(super) const OFFERED: HeaderValue = HeaderValue::from_static("identity,deflate,gzip");
+pub(in crate::frontend) const OFFERED: HeaderValue = HeaderValue::from_static("identity,deflate,gzip");
 
 /// A tensor that ends a message begins at a multiple of this where its own length is one.
 const ALIGNMENT: usize = 64;
@@ -27,7 +27,7 @@ const ALIGNMENT: usize = 64;
 const RESERVED: usize = 16 << 20;
 
 /// The messages of one request.
-pub(super) struct Messages {
+pub(in crate::frontend) struct Messages {
     body: Incoming,
     /// What came behind the last message.
     held: Bytes,
@@ -38,7 +38,12 @@ pub(super) struct Messages {
 
 impl Messages {
     /// Those in `body`, each of at most `limit` bytes, before and after decompression.
-    pub(super) fn new(headers: &HeaderMap, body: Incoming, limit: usize, buffers: &Buffers) -> Result<Self> {
+    pub(in crate::frontend) fn new(
+        headers: &HeaderMap,
+        body: Incoming,
+        limit: usize,
+        buffers: &Buffers,
+    ) -> Result<Self> {
         let encoding = match headers.get(ENCODING).map(|value| value.to_str().unwrap_or("?")) {
             None | Some("identity") => Encoding::Identity,
             Some("gzip") => Encoding::Gzip,
@@ -54,7 +59,7 @@ impl Messages {
     }
 
     /// The only message of a call, and the end of its body, by `deadline`.
-    pub(super) async fn only(mut self, deadline: Option<Deadline>) -> Result<Bytes> {
+    pub(in crate::frontend) async fn only(mut self, deadline: Option<Deadline>) -> Result<Bytes> {
         let read = async {
             let message = self.next().await?.ok_or_else(|| Error::invalid("the call came without a message"))?;
             // Most often the end came with the message.
@@ -78,7 +83,7 @@ impl Messages {
     }
 
     /// The next message; `None` after the last.
-    pub(super) async fn next(&mut self) -> Result<Option<Bytes>> {
+    pub(in crate::frontend) async fn next(&mut self) -> Result<Option<Bytes>> {
         let mut prefix = [0; 5];
         let mut there = 0;
         while there < prefix.len() {
@@ -154,7 +159,7 @@ fn broke_off() -> Error {
 }
 
 /// How the messages of an answer may be compressed: the first of gzip and deflate that the caller reads.
-pub(super) fn accepted(headers: &HeaderMap) -> Encoding {
+pub(in crate::frontend) fn accepted(headers: &HeaderMap) -> Encoding {
     let Some(value) = headers.get(ACCEPT_ENCODING).and_then(|value| value.to_str().ok()) else {
         return Encoding::Identity;
     };

@@ -4,13 +4,13 @@
 //! slices of messages, and answers go out in pieces. The way of a `ModelInfer` is short; everything else goes through the
 //! messages that `build.rs` makes of `proto/`.
 
-mod buffers;
+pub(super) mod buffers;
 mod config;
 mod contents;
 mod documents;
 mod health;
 mod infer;
-mod messages;
+pub(super) mod messages;
 mod parameters;
 pub mod proto;
 mod reflection;
@@ -257,7 +257,7 @@ fn call_timeout(headers: &HeaderMap) -> Result<Option<Duration>> {
 }
 
 /// A message with its prefix.
-fn framed(message: &impl Message) -> Pieces {
+pub(super) fn framed(message: &impl Message) -> Pieces {
     let mut out = Vec::with_capacity(5 + message.encoded_len());
     out.extend_from_slice(&response::prefix(message.encoded_len()));
     // A vector takes all that is written to it.
@@ -266,14 +266,14 @@ fn framed(message: &impl Message) -> Pieces {
 }
 
 #[cold]
-fn unknown_call(path: &str) -> Response<GrpcBody> {
+pub(super) fn unknown_call(path: &str) -> Response<GrpcBody> {
     let path: String = path.chars().take(128).collect();
     reply::status(&Status::new(Code::Unimplemented, format!("there is no call {path}")))
 }
 
 /// The answer to what is no call of gRPC on its port.
 #[cold]
-fn no_grpc() -> Response<GrpcBody> {
+pub(super) fn no_grpc() -> Response<GrpcBody> {
     let status = Status::new(Code::Unknown, "this port speaks gRPC: POST with content-type application/grpc");
     let mut response = reply::status(&status);
     *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;

@@ -105,7 +105,7 @@ fn head(body: GrpcBody) -> Response<GrpcBody> {
 }
 
 /// One message.
-pub(super) fn message(pieces: Pieces) -> Response<GrpcBody> {
+pub(in crate::frontend) fn message(pieces: Pieces) -> Response<GrpcBody> {
     traced_message(pieces, None)
 }
 
@@ -120,7 +120,7 @@ pub(super) fn stream(stream: InferStream) -> Response<GrpcBody> {
 }
 
 /// Messages as they come.
-pub(super) fn changes(messages: Pin<Box<dyn Stream<Item = Bytes> + Send>>) -> Response<GrpcBody> {
+pub(in crate::frontend) fn changes(messages: Pin<Box<dyn Stream<Item = Bytes> + Send>>) -> Response<GrpcBody> {
     head(GrpcBody(Inner::Changes { messages, ended: false }))
 }
 
@@ -130,14 +130,14 @@ pub(super) fn other(response: Response<tonic::body::Body>) -> Response<GrpcBody>
 }
 
 /// Nothing but a status.
-pub(super) fn status(status: &Status) -> Response<GrpcBody> {
+pub(in crate::frontend) fn status(status: &Status) -> Response<GrpcBody> {
     let mut response = head(GrpcBody(Inner::Empty));
     response.headers_mut().extend(trailers(status));
     response
 }
 
 /// An error.
-pub(super) fn error(error: &Error) -> Response<GrpcBody> {
+pub(in crate::frontend) fn error(error: &Error) -> Response<GrpcBody> {
     let mut response = status(&grpc_status(error));
     if error.kind() == ErrorKind::Unsupported {
         // It may have been the compression.

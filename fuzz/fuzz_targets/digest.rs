@@ -1,0 +1,28 @@
+//! Digests of instances: whatever one says, reading it answers, and a fleet that heard it picks somebody for each of its
+//! models and forgets the request.
+
+#![no_main]
+
+use std::time::{Duration, Instant};
+
+use libfuzzer_sys::fuzz_target;
+use roundhouse::frontend::picker::digest::parse;
+use roundhouse::picker::fleet::{Fleet, FleetOptions};
+use roundhouse::picker::hash::xxh64;
+
+fuzz_target!(|data: &[u8]| {
+    let Ok(digest) = parse(data) else { return };
+    let now = Instant::now();
+    let mut fleet = Fleet::new(FleetOptions { ring_size: 16, ..FleetOptions::default() });
+    let ids = fleet.set_members(&["a:1", "b:1", "c:1"].map(str::to_owned));
+    fleet.hear(ids[1], &digest, now, now);
+    for row in digest.rows.iter().take(64) {
+        let picked = fleet.pick(&row.model, xxh64(row.model.as_bytes()), now, |_| true).expect("there are three");
+        assert_eq!(picked.choice.order.len(), 3);
+        fleet.answered(&picked.ticket, Some(picked.choice.order[0]), false, now);
+        fleet.finish(&picked.ticket, now);
+    }
+    let later = now + Duration::from_secs(5);
+    fleet.hear(ids[1], &digest, later, later);
+    assert!(fleet.overview(later).iter().all(|row| row.in_flight == 0));
+});
