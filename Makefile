@@ -108,6 +108,11 @@ libtorch-test: libtorch-debug ## Build the pytorch backend, and run its tests on
 	ROUNDHOUSE_PYTORCH_PLUGIN=$(abspath $(dir $(DEBUG))backends/libroundhouse_pytorch.so) ROUNDHOUSE_LIBTORCH_DIR=$(LIBTORCH_DIR) \
 		cargo test --locked --test libtorch -- --ignored --test-threads=1
 
+.PHONY: libtorch-bench
+libtorch-bench: libtorch ## What a call costs beside the same module called in C++
+	ROUNDHOUSE_PYTORCH_PLUGIN=$(abspath $(dir $(RELEASE))backends/libroundhouse_pytorch.so) ROUNDHOUSE_LIBTORCH_DIR=$(LIBTORCH_DIR) \
+		LIBTORCH=$(LIBTORCH_DIR) LD_LIBRARY_PATH=$(LIBTORCH_DIR)/lib cargo bench --locked --package roundhouse-libtorch --features backend --bench calls
+
 .PHONY: python-test
 python-test: .venv/clients.stamp .venv/seaweedfs.stamp .venv/envoy.stamp .venv/tools.stamp runtime libtorch-debug ## The Python clients against the debug binary
 	ROUNDHOUSE_BIN=$(abspath $(DEBUG)) ROUNDHOUSE_SEAWEEDFS=$(abspath .venv/bin/weed) .venv/bin/python -m pytest -q -p no:cacheprovider tests/python

@@ -286,6 +286,8 @@ pub struct ServerConfig {
     pub backend_directory: Option<PathBuf>,
     /// The libtorch folder, where the operator named one.
     pub libtorch_dir: Option<PathBuf>,
+    /// Whether packages of AOTInductor, which are native code, are run.
+    pub allow_aotinductor: bool,
     /// Where runtimes are installed.
     pub runtime_dir: PathBuf,
     /// Whether clients may use shared memory.
@@ -359,7 +361,7 @@ impl ServeOptions {
             sagemaker, sagemaker_model, sagemaker_model_root, sagemaker_inference_type, sagemaker_ping, endpoint_name, endpoint_keys,
             endpoint_max_payload_bytes, endpoint_load_wait_ms, endpoint_load_limit_ms, tls_cert, tls_key,
             tls_client_ca, tls_ports, access_tokens, port_file, device, executor_threads, io_threads, onnxruntime_library,
-            backend_directory, libtorch_dir, runtime_dir, allow_client_shm, max_connections, queue_capacity, rate_limit, rate_limit_resource, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, log,
+            backend_directory, libtorch_dir, allow_aotinductor, runtime_dir, allow_client_shm, max_connections, queue_capacity, rate_limit, rate_limit_resource, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, log,
             log_format, trace_config,
         }
     }
@@ -445,6 +447,7 @@ impl ServeOptions {
             onnxruntime_library: self.onnxruntime_library,
             backend_directory: self.backend_directory.or_else(folders::default_backend_directory),
             libtorch_dir: self.libtorch_dir,
+            allow_aotinductor: self.allow_aotinductor.unwrap_or(false),
             runtime_dir: match self.runtime_dir {
                 Some(dir) => dir,
                 None => default_runtime_dir()?,

@@ -11,8 +11,8 @@
 use std::path::{Path, PathBuf};
 
 use roundhouse::backend::conformance::{Case, backend_conformance};
-use roundhouse::backend::plugin::Plugin;
 use roundhouse::backend::plugin::libtorch::Libtorch;
+use roundhouse::backend::plugin::{Opening, Plugin};
 use roundhouse::backend::{Backend, Batch, Model, ModelFiles};
 use roundhouse::config::default_runtime_dir;
 use roundhouse::device::allocator::Trimmer;
@@ -31,7 +31,8 @@ fn backend() -> Plugin {
         plugin.unwrap_or_else(|| panic!("ROUNDHOUSE_PYTORCH_PLUGIN names no plugin: run `make libtorch-test`"));
     let named = std::env::var_os("ROUNDHOUSE_LIBTORCH_DIR").map(PathBuf::from);
     let libtorch = Libtorch::find(named.as_deref(), &default_runtime_dir().unwrap()).unwrap();
-    Plugin::open(&plugin, &libtorch.libraries, 2).unwrap_or_else(|error| panic!("{}", error.report()))
+    Plugin::open(&plugin, &Opening { first: libtorch.libraries, executor_threads: 2, ..Opening::default() })
+        .unwrap_or_else(|error| panic!("{}", error.report()))
 }
 
 fn fixture(name: &str) -> PathBuf {

@@ -38,14 +38,25 @@ pub struct Plugin {
     library: &'static Library,
 }
 
+/// What a plugin is opened with.
+#[derive(Clone, Debug, Default)]
+pub struct Opening {
+    /// Libraries that are opened before it, since it needs them and they are found nowhere else.
+    pub first: Vec<PathBuf>,
+    /// How many threads of the server run models on the CPU at a time.
+    pub executor_threads: usize,
+    /// What the operator set for the backend as a whole, keys and values. Those of the first opening count.
+    pub settings: Vec<(String, String)>,
+}
+
 impl Plugin {
-    /// Opens a library, after those of `first`, which it needs and which are found nowhere else.
+    /// Opens a library.
     ///
     /// # Errors
     /// `NotReady` with the reason if a library cannot be opened, is no backend, was built against another version of the
     /// ABI, or says that it cannot be used.
-    pub fn open(path: &Path, first: &[PathBuf], executor_threads: usize) -> Result<Self> {
-        Ok(Self { library: library::open(path, first, executor_threads)? })
+    pub fn open(path: &Path, opening: &Opening) -> Result<Self> {
+        Ok(Self { library: library::open(path, opening)? })
     }
 
     /// What the backend says that it is; may be empty.

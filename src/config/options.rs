@@ -340,6 +340,11 @@ pub struct ServeOptions {
     #[arg(long, value_name = "DIR", env = "ROUNDHOUSE_LIBTORCH_DIR", help_heading = "Running")]
     pub libtorch_dir: Option<PathBuf>,
 
+    /// Whether packages of AOTInductor (.pt2) are run, which are native code: for repositories whose writers are trusted
+    /// with this machine. [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", env = "ROUNDHOUSE_ALLOW_AOTINDUCTOR", help_heading = "Running")]
+    pub allow_aotinductor: Option<bool>,
+
     /// Where runtimes are installed. [default: ~/.cache/roundhouse/runtime]
     #[arg(long, value_name = "DIR", env = "ROUNDHOUSE_RUNTIME_DIR", help_heading = "Running")]
     pub runtime_dir: Option<PathBuf>,
