@@ -4,12 +4,17 @@
 //! models a spinning pool burned twenty times the CPU of the work itself. The instances of a model on the CPU share one
 //! session, so that weights are in memory once however many instances there are.
 
+mod allocator;
 mod arena;
+mod binding;
+mod cuda;
 #[cfg(any(test, feature = "test-util"))]
 pub mod encode;
 mod external;
 mod ffi;
+mod gpu;
 mod optimised;
+mod provider;
 mod session;
 
 use std::num::NonZeroUsize;
