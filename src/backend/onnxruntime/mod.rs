@@ -18,6 +18,7 @@ use std::sync::OnceLock;
 
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 
+use super::placement::Placement;
 use super::{Backend, Model, ModelFiles};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::DeviceId;
@@ -103,8 +104,9 @@ impl Backend for OnnxRuntime {
         "model.onnx"
     }
 
-    fn load(&self, files: &ModelFiles, config: &ModelConfig, device: DeviceId) -> Result<Box<dyn Model>> {
-        if device != DeviceId::Cpu {
+    fn load(&self, files: &ModelFiles, config: &ModelConfig, placement: &Placement) -> Result<Box<dyn Model>> {
+        if placement.device() != DeviceId::Cpu {
+            let device = placement.device();
             return Err(Error::unsupported(format!("the onnxruntime backend cannot run on {device} in this version")));
         }
         let file = files.find(config, self.default_model_file())?;
@@ -160,7 +162,7 @@ mod tests {
             model_file: Some(file),
             derived: None,
         };
-        backend().load(&files, &ModelConfig::minimal("test", NAME), DeviceId::Cpu)
+        backend().load(&files, &ModelConfig::minimal("test", NAME), &Placement::of(DeviceId::Cpu))
     }
 
     pub(super) fn named(name: &str, tensor: Tensor) -> NamedTensor {

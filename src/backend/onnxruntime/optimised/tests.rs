@@ -8,6 +8,7 @@ use crate::backend::onnxruntime::NAME;
 use crate::backend::onnxruntime::encode::{many_operators, products};
 use crate::backend::onnxruntime::session::OnnxModel;
 use crate::backend::onnxruntime::tests::{backend, named, run};
+use crate::backend::placement::Placement;
 use crate::backend::{Backend, Model, ModelFiles};
 use crate::error::ErrorKind;
 use crate::inference::{DeviceId, NamedTensor};
@@ -37,7 +38,7 @@ impl Place {
             model_file: None,
             derived: keeps.then(|| root.join("derived")),
         };
-        backend().load(&files, &ModelConfig::minimal("test", NAME), DeviceId::Cpu)
+        backend().load(&files, &ModelConfig::minimal("test", NAME), &Placement::of(DeviceId::Cpu))
     }
 
     fn copy_to_be(&self, work: impl FnOnce(&OptimisedCopy, &Source<'_>)) {
