@@ -131,6 +131,19 @@ differential: .venv/differential.stamp runtime ## The same requests to a real Tr
 bench: ## The micro benchmarks
 	cargo bench --workspace --benches --locked
 
+# On a machine with a GPU; docs/gpu.md says how to check one that has neither Rust nor the network.
+.PHONY: gpu
+gpu: ## Check on this machine's GPU what docs/gpu.md claims, and write gpu.json
+	cargo build --release --locked
+	cargo test --release --locked --test cuda --no-run
+	$(RELEASE) runtime install onnxruntime-gpu --python $(PYTHON)
+	rm -rf $(TARGET)/gpu
+	$(PYTHON) benches/gpu/run.py pack $(TARGET)/gpu --all-libraries --binary $(RELEASE) \
+		--cuda-test $$(ls -t $(TARGET)/release/deps/cuda-* | grep -v '\.d$$' | head -1) \
+		--onnxruntime-gpu $(ROUNDHOUSE_RUNTIME_DIR)/onnxruntime-gpu-*
+	$(PYTHON) benches/gpu/run.py join $(TARGET)/gpu
+	$(PYTHON) benches/gpu/run.py check $(TARGET)/gpu --out gpu.json
+
 # libFuzzer's build flags are taken only from a nightly compiler, or with this variable from a stable one. An input that
 # crashes stays in fuzz/artifacts and fails the target: RUSTC_BOOTSTRAP=1 cargo fuzz run TARGET FILE runs it again.
 FUZZ := PATH="$(abspath .venv/bin):$$PATH" RUSTC_BOOTSTRAP=1 cargo fuzz

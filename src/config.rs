@@ -198,6 +198,8 @@ pub struct CacheConfig {
     pub capacity: Amount,
     /// How much of the devices' memory models may take; the default where a device is not named.
     pub memory_limits: Vec<MemoryLimit>,
+    /// How much host memory the weights of models that sleep may take, of what is free at start.
+    pub host_limit: Amount,
     /// Who makes room.
     pub eviction: Eviction,
     /// Which models go first.
@@ -354,7 +356,7 @@ impl ServeOptions {
         }
         or! {
             model_repository, model_control, load_model, unknown_config_fields, load_concurrency, max_copies, load_retry_ms,
-            repository_poll_s, retain, pin_model, prefetch_model, cache_dir, cache_capacity, memory_limit, eviction,
+            repository_poll_s, retain, pin_model, prefetch_model, cache_dir, cache_capacity, memory_limit, host_memory_limit, eviction,
             eviction_policy, min_residency_ms, room_wait_ms, response_cache_bytes, fetch_concurrency, fetch_parts, fetch_timeout_ms,
             s3_anonymous, s3_region, s3_endpoint, s3_path_style, address, http_port, grpc_port, grpc_max_message_bytes, grpc_max_concurrent_streams,
             grpc_keepalive_time_ms, grpc_keepalive_timeout_ms, grpc_infer_response_compression_level, metrics_port, metrics_models, cloudwatch, cloudwatch_namespace, cloudwatch_variant, cloudwatch_period_s, cloudwatch_region, cloudwatch_endpoint, sagemaker_port,
@@ -411,6 +413,7 @@ impl ServeOptions {
                 },
                 capacity: self.cache_capacity.unwrap_or(Amount::Fraction(0.8)),
                 memory_limits: self.memory_limit.unwrap_or_default(),
+                host_limit: self.host_memory_limit.unwrap_or(Amount::Fraction(0.5)),
                 // The platform chooses who leaves.
                 eviction: self.eviction.unwrap_or(match mode {
                     SageMakerMode::MultiModel => Eviction::External,

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
 use roundhouse::backend::conformance::{Case, backend_conformance};
+use roundhouse::backend::placement::Placement;
 use roundhouse::backend::plugin::discover::plugins;
 use roundhouse::backend::plugin::{Opening, Plugin};
 use roundhouse::backend::registry::BackendRegistry;
@@ -74,7 +75,7 @@ fn tensor<T: Element>(elements: Vec<T>) -> Tensor {
 }
 
 fn load(backend: &dyn Backend, text: &str) -> Result<Box<dyn Model>> {
-    backend.load(&files(), &config(text), DeviceId::Cpu)
+    backend.load(&files(), &config(text), &Placement::of(DeviceId::Cpu))
 }
 
 fn run(model: &dyn Model, inputs: &[NamedTensor], outputs: &[usize]) -> Result<Execution> {

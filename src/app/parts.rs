@@ -119,8 +119,14 @@ fn bytes_below(folder: &Path) -> u64 {
     bytes.fold(0, u64::saturating_add)
 }
 
-/// The book of a device's memory: as large as the configuration says, of what is free now.
-pub(super) fn open_pool(config: &CacheConfig, device: DeviceId, monitor: &dyn DeviceMonitor) -> Result<MemoryPool> {
+/// The book of a device's memory: as large as the configuration says, of what is free now. Of the host's, models that sleep
+/// may take `asleep` bytes.
+pub(super) fn open_pool(
+    config: &CacheConfig,
+    device: DeviceId,
+    monitor: &dyn DeviceMonitor,
+    asleep: u64,
+) -> Result<MemoryPool> {
     let memory = monitor.memory(device)?;
     let free = memory.total.saturating_sub(memory.used);
     let is_it = |choice: DeviceChoice| match choice {
@@ -129,9 +135,9 @@ pub(super) fn open_pool(config: &CacheConfig, device: DeviceId, monitor: &dyn De
         DeviceChoice::Gpu(index) => device == DeviceId::Gpu(index),
     };
     let given = config.memory_limits.iter().find(|limit| is_it(limit.device)).map(|limit| limit.amount);
-    // Answers that are kept lie beside the models.
-    let answers = if device == DeviceId::Cpu { config.response_bytes } else { 0 };
-    let limit = given.unwrap_or(Amount::Fraction(0.9)).of(free.saturating_sub(answers));
+    // Answers that are kept lie beside the models, and so do models that sleep.
+    let others = if device == DeviceId::Cpu { config.response_bytes.saturating_add(asleep) } else { 0 };
+    let limit = given.unwrap_or(Amount::Fraction(0.9)).of(free.saturating_sub(others));
     let policy: Box<dyn EvictionPolicy<Name>> = match config.rule {
         EvictionRule::CostAware => Box::new(CostAware::default()),
         EvictionRule::Lru => Box::new(Lru::default()),

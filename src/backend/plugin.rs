@@ -26,6 +26,7 @@ use smallvec::SmallVec;
 use self::library::{Library, Table};
 use self::outputs::Given;
 use self::request::Request;
+use super::placement::Placement;
 use super::{Backend, Batch, Execution, Model, ModelFiles, ModelInstance, ModelMemory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::{DeviceId, NamedTensor, NamedTensors};
@@ -91,7 +92,16 @@ impl Backend for Plugin {
         self.library.default_model_file
     }
 
-    fn load(&self, files: &ModelFiles, config: &ModelConfig, device: DeviceId) -> Result<Box<dyn Model>> {
+    fn on_gpu(&self) -> Result<()> {
+        // It tells a GPU's memory where it can use one.
+        self.device_memory(DeviceId::Gpu(0)).map(drop).ok_or_else(|| {
+            Error::unsupported(format!("the {} backend sees no GPU: it may be built for the cpu", self.name()))
+        })
+    }
+
+    fn load(&self, files: &ModelFiles, config: &ModelConfig, placement: &Placement) -> Result<Box<dyn Model>> {
+        // It counts devices as CUDA does.
+        let device = placement.share().map_or(placement.device(), |share| DeviceId::Gpu(share.ordinal()));
         let request = Request::new(files, config, device, self.default_model_file())?;
         let table = &self.library.table;
         let mut error = abi::RoundhouseError::empty();

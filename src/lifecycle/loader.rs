@@ -16,11 +16,13 @@ use super::room::{Evicts, RoomError, Want, reserve};
 use super::slot::Slot;
 use super::update::{Update, is_in_place};
 use super::{ModelManager, Name};
+use crate::backend::placement::{GpuShare, Placement};
 use crate::backend::registry::BackendRegistry;
 use crate::cache::memory_pool::{MemoryLease, MemoryPool};
 use crate::cache::response::ResponseCache;
 use crate::config::ModelControl;
 use crate::device::allocator::Meter;
+use crate::device::cuda::gpu::Gpu;
 use crate::error::{Error, Result};
 use crate::inference::{DeviceId, Version};
 use crate::model_config::{ModelConfig, UnknownFields};
@@ -39,6 +41,8 @@ pub struct DevicePlace {
     pub threads: usize,
     /// What runs take of, where the server limits rates.
     pub resources: Option<Arc<Resources>>,
+    /// Who hands out its memory, where it is a GPU that we have opened.
+    pub gpu: Option<Arc<Gpu>>,
 }
 
 impl DevicePlace {
@@ -254,16 +258,21 @@ impl Loader {
         let Some(first) = leases.first() else { return Err(Error::internal("a load without a device").into()) };
         let home = Arc::new(Home { uses: first.pool().uses(name), dismiss });
         let (plan, mut versions) = (Arc::new(plan), Versions::new());
+        let placements = match self.placements(name, plan.sites.iter().map(|(_, place)| place).zip(&leases)).await {
+            Ok(placements) => placements,
+            Err(error) => return Err(LoadError::Failed { versions: plan.versions.clone(), error }),
+        };
         let mut models: Vec<Models> = leases.iter().map(|_| Models::new()).collect();
         let mut measured = Some(0_u64);
         for &version in &plan.versions {
             if !flight.is_wanted() {
-                self.discard(manager, versions, leases).await;
+                self.discard(manager, (versions, placements), leases).await;
                 return Err(LoadError::Abandoned);
             }
             let loading = {
                 let (loaded, home, flight) = (Arc::clone(&plan), Arc::clone(&home), Arc::clone(flight));
-                move || load_version(&loaded, version, began, &home, &flight)
+                let placements = Arc::clone(&placements);
+                move || load_version((&loaded, version), &placements, began, &home, &flight)
             };
             let (result, growth) = self.load_measured(manager, &plan, loading).await;
             match result {
@@ -272,11 +281,11 @@ impl Loader {
                     models.iter_mut().zip(each).for_each(|(models, model)| models.push(model));
                 }
                 Ok(None) => {
-                    self.discard(manager, versions, leases).await;
+                    self.discard(manager, (versions, placements), leases).await;
                     return Err(LoadError::Abandoned);
                 }
                 Err(error) => {
-                    self.discard(manager, versions, leases).await;
+                    self.discard(manager, (versions, placements), leases).await;
                     return Err(LoadError::Failed { versions: plan.versions.clone(), error });
                 }
             }
@@ -290,11 +299,13 @@ impl Loader {
         let loaded = Brought { plan: &plan, files: &files, seconds, is_known: !given_config, is_extra: false };
         let groups = placed_groups(&versions, &plan);
         let mut copies = Vec::new();
-        for (((_, place), lease), (models, groups)) in plan.sites.iter().zip(leases).zip(models.into_iter().zip(groups))
+        for (((placement, (_, place)), lease), running) in
+            placements.iter().zip(&plan.sites).zip(leases).zip(models.into_iter().zip(groups))
         {
             let measured = measured.filter(|_| is_alone || place.device() == DeviceId::Cpu);
-            copies.push(loaded.book(manager, place, lease, (models, groups), measured));
+            copies.push(loaded.book(manager, (place, placement), lease, running, measured));
         }
+        drop(placements);
         let resident = Resident {
             versions,
             copies,
@@ -316,7 +327,7 @@ impl Loader {
         if let Some(error) = refused {
             let Resident { versions, copies, .. } = resident;
             let leases = copies.iter().filter_map(|copy| copy.lease.lock().take()).collect();
-            self.discard(manager, versions, leases).await;
+            self.discard(manager, (versions, copies), leases).await;
             return Err(LoadError::Failed { versions: plan.versions.clone(), error });
         }
         for copy in &resident.copies {
@@ -333,6 +344,30 @@ impl Loader {
         }
         let last = LastLoad { at: std::time::SystemTime::now(), from, phases, bytes };
         Ok((resident, last))
+    }
+
+    /// Where a model is to be on each device whose bytes were booked for it: on GPUs with a share of as many bytes.
+    ///
+    /// # Errors
+    /// As the driver says.
+    pub(super) async fn placements<'a>(
+        &self,
+        name: &Name,
+        booked: impl Iterator<Item = (&'a DevicePlace, &'a MemoryLease)>,
+    ) -> Result<Arc<[Placement]>> {
+        let wanted: Vec<_> = booked.map(|(place, lease)| (place.device(), place.gpu.clone(), lease.bytes())).collect();
+        if wanted.iter().all(|(_, gpu, _)| gpu.is_none()) {
+            return Ok(wanted.iter().map(|(device, ..)| Placement::of(*device)).collect());
+        }
+        let name = Arc::clone(name);
+        let placed = self.loading.spawn_blocking(move || {
+            let place = |(device, gpu, bytes): (DeviceId, Option<Arc<Gpu>>, u64)| match gpu {
+                None => Ok(Placement::of(device)),
+                Some(gpu) => Ok(Placement::on(GpuShare { owner: gpu.pool().owner(&name, bytes)?, gpu })),
+            };
+            wanted.into_iter().map(place).collect()
+        });
+        placed.await.unwrap_or_else(|panic| Err(panicked(panic)))
     }
 
     /// Runs a load where its threads get the priority that they should have; how much the host's memory grew by it, where

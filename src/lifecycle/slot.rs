@@ -473,8 +473,13 @@ async fn dispose(manager: &ModelManager, resident: Arc<Resident>) {
     }
     let bytes = resident.booked();
     let trimmer = Arc::clone(&manager.0.trimmer);
+    let shares: Vec<_> = resident.copies.iter().filter_map(|copy| copy.take_share()).collect();
     // It is freed; that the system has it as well is for the sake of others on the machine.
-    let _trimmed = manager.0.loader.loading.spawn_blocking(move || trimmer.trim(bytes)).await;
+    let freed = move || {
+        drop(shares);
+        trimmer.trim(bytes);
+    };
+    let _freed = manager.0.loader.loading.spawn_blocking(freed).await;
     // The page of metrics or of residency may look at it yet: the bytes come back all the same.
     resident.give_back();
 }

@@ -204,6 +204,7 @@ impl Default for ModelConfig {
             default_model_filename: String::new(),
             parameters: BTreeMap::new(),
             decoupled: false,
+            optimization: Optimization::default(),
             warm_ups: Vec::new(),
             response_cache: false,
             image_input: None,

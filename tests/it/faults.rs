@@ -47,6 +47,7 @@ impl Scripted {
                 executor: executor.handle(),
                 threads: 1,
                 resources: None,
+                gpu: None,
             }],
             retain: true,
             loading: tokio::runtime::Handle::current(),

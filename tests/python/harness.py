@@ -75,6 +75,8 @@ class Server:
 def running_server(repository, folder, *arguments, environment=None, port=0):
     """A server over `repository`, or over none; at the end SIGTERM must bring exit code 0, and no thread may have panicked."""
     port_file, log = folder / "ports.json", folder / "server.log"
+    # That of a server before this one.
+    port_file.unlink(missing_ok=True)
     command = [binary(), "serve", "--http-port", str(port), "--grpc-port", "0", "--metrics-port", "0"]
     if repository is not None:
         command += ["--model-repository", repository]

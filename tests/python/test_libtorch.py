@@ -124,8 +124,8 @@ def test_models_that_fail_say_why_and_others_answer(tmp_path):
     with running_server(models, tmp_path) as server:
         wrong = {
             "throws": (500, "below nothing"),
-            "weights": (400, "save the model as TorchScript"),
-            "missing": (400, "roundhouse::missing"),
+            "weights": (503, "save the model as TorchScript"),
+            "missing": (503, "roundhouse::missing"),
             "nested": (400, "only tensors can be served"),
         }
         for _ in range(2):

@@ -15,6 +15,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use roundhouse::backend::placement::Placement;
 use roundhouse::backend::plugin::libtorch::Libtorch;
 use roundhouse::backend::plugin::{Opening, Plugin};
 use roundhouse::backend::{Backend, Batch, Model, ModelFiles};
@@ -89,7 +90,7 @@ fn measure(plugin: &Plugin, file: &Path, dims: &[i64], arguments: usize, calls: 
         model_file: Some(file.to_owned()),
         derived: None,
     };
-    let model = plugin.load(&files, &config, DeviceId::Cpu).unwrap();
+    let model = plugin.load(&files, &config, &Placement::of(DeviceId::Cpu)).unwrap();
     let mut instance = model.instance().unwrap();
     let inputs: Vec<NamedTensor> = (0..arguments)
         .map(|at| NamedTensor {

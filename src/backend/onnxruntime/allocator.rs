@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_void};
 use std::ptr;
+use std::sync::OnceLock;
 
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use ort::AsPointer;
 use ort::environment::Environment;
 use ort_sys::{OrtAllocator, OrtMemoryInfo};
@@ -26,6 +28,10 @@ pub(super) const HOST: &CStr = c"Cpu";
 
 /// The version of `OrtAllocator` with the fields that are filled in: none that came later is asked for.
 const VERSION: u32 = 18;
+
+type Alloc = unsafe extern "C-unwind" fn(*const OrtAllocator, usize) -> *mut c_void;
+type Allocate = unsafe extern "system" fn(*mut OrtAllocator, usize) -> *mut c_void;
+type Reserve = unsafe extern "system" fn(*const OrtAllocator, usize) -> *mut c_void;
 
 /// An allocator as ONNX Runtime calls it, its first field being what it knows.
 #[repr(C)]
@@ -82,15 +88,20 @@ pub(super) fn serve(environment: &Environment, name: &'static CStr, id: u32) -> 
     if let Some(info) = served.get(&(name, id)) {
         return Ok(*info);
     }
+    throw()?;
     let info = MemoryInfo::new(name, id)?;
     // SAFETY: its functions are optional, and null is none.
     let base = unsafe { OrtAllocator::default() };
     let base = OrtAllocator {
         version: VERSION,
-        Alloc: Some(alloc),
+        // SAFETY: the functions differ in whether they may unwind, which matters to callers in Rust, of which there are none,
+        // and in whether what they never look at may be changed.
+        Alloc: Some(unsafe { std::mem::transmute::<Alloc, Allocate>(alloc as Alloc) }),
         Free: Some(free),
         Info: Some(describe),
-        Reserve: Some(reserve),
+        // Weights are asked for by this, so that an arena would not mix them with the rest.
+        // SAFETY: as above.
+        Reserve: Some(unsafe { std::mem::transmute::<Alloc, Reserve>(alloc as Alloc) }),
         ..base
     };
     let allocator = Box::leak(Box::new(Allocator { base, info: info.raw }));
@@ -100,13 +111,42 @@ pub(super) fn serve(environment: &Environment, name: &'static CStr, id: u32) -> 
     Ok(info)
 }
 
-unsafe extern "system" fn alloc(_this: *mut OrtAllocator, bytes: usize) -> *mut c_void {
-    if bytes == 0 { ptr::null_mut() } else { onnxruntime_alloc(bytes) }
+/// What C++ throws where there is no memory: `std::__throw_bad_alloc()`.
+const THROW: &CStr = c"_ZSt17__throw_bad_allocv";
+
+type Throw = unsafe extern "C-unwind" fn() -> !;
+
+/// The C++ library's function that throws `std::bad_alloc`. ONNX Runtime is linked to that library, so it is there.
+fn throw() -> Result<Throw> {
+    static FOUND: OnceLock<Option<Throw>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| {
+        // SAFETY: the library is open already; by its name the symbol is a function that takes nothing and throws.
+        unsafe {
+            let library = Library::open(Some("libstdc++.so.6"), RTLD_NOW | RTLD_LOCAL).ok()?;
+            let throw = library.get::<Throw>(THROW.to_bytes_with_nul()).ok().map(|symbol| *symbol);
+            std::mem::forget(library);
+            throw
+        }
+    });
+    found.ok_or_else(|| {
+        Error::internal("libstdc++.so.6 does not throw std::bad_alloc, so that memory cannot be refused")
+    })
 }
 
-/// Weights are asked for by this, so that an arena would not mix them with the rest. Whose memory it is says the thread's scope.
-unsafe extern "system" fn reserve(_this: *const OrtAllocator, bytes: usize) -> *mut c_void {
-    if bytes == 0 { ptr::null_mut() } else { onnxruntime_alloc(bytes) }
+/// Memory of the thread's scope. Where there is none it throws, as C++ does: ONNX Runtime does not look whether it was given
+/// null, and has kernels write there, which a process or a GPU does not survive. What it catches it tells as an error.
+unsafe extern "C-unwind" fn alloc(_this: *const OrtAllocator, bytes: usize) -> *mut c_void {
+    if bytes == 0 {
+        return ptr::null_mut();
+    }
+    let at = onnxruntime_alloc(bytes);
+    if at.is_null()
+        && let Ok(throw) = throw()
+    {
+        // SAFETY: no value of this function needs a destructor, and its callers are C++.
+        unsafe { throw() };
+    }
+    at
 }
 
 unsafe extern "system" fn free(_this: *mut OrtAllocator, at: *mut c_void) {

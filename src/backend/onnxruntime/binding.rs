@@ -42,12 +42,6 @@ impl<'a> Binding<'a> {
         check(unsafe { (ort::api().BindInput)(self.raw.as_ptr(), name.as_ptr(), value.pointer()) })
     }
 
-    /// Has an output be written to this value, whose shape it must have.
-    pub(super) fn output(&mut self, name: &CStr, value: &Value<'_>) -> Result<()> {
-        // SAFETY: as above.
-        check(unsafe { (ort::api().BindOutput)(self.raw.as_ptr(), name.as_ptr(), value.pointer()) })
-    }
-
     /// Has an output be made in this memory.
     pub(super) fn output_in(&mut self, name: &CStr, memory: *const ort_sys::OrtMemoryInfo) -> Result<()> {
         // SAFETY: a string that lives through the call; descriptions of memory live as long as the process.

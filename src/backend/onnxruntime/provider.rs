@@ -9,6 +9,9 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::model_config::optimization::{Accelerator, Optimization};
 
+/// Triton's name for TensorRT among the accelerators.
+pub(super) const TENSORRT: &str = "tensorrt";
+
 /// Options of a provider: names and values.
 pub(super) type Options = Vec<(String, String)>;
 
@@ -95,7 +98,7 @@ pub(super) fn choose(optimization: &Optimization, target: &Target<'_>) -> Result
     for accelerator in &optimization.gpu_accelerators {
         match accelerator.name.as_str() {
             "cuda" => tell_cuda(&mut cuda, accelerator, &mut remarks)?,
-            "tensorrt" if !target.has_tensorrt => {
+            TENSORRT if !target.has_tensorrt => {
                 // Checked all the same: a wrong value should not wait for another machine to be found.
                 tell_tensorrt(&mut shared(), accelerator, target, &mut remarks)?;
                 remarks.push(
@@ -104,7 +107,7 @@ pub(super) fn choose(optimization: &Optimization, target: &Target<'_>) -> Result
                         .to_owned(),
                 );
             }
-            "tensorrt" => {
+            TENSORRT => {
                 let mut options = shared();
                 tell_tensorrt(&mut options, accelerator, target, &mut remarks)?;
                 tensorrt = Some(options);

@@ -156,6 +156,18 @@ impl OnnxModel {
     }
 }
 
+/// The session of a model on a GPU, and what it says of itself. Nothing of it is kept for the next load: what is rewritten
+/// for a GPU is rewritten quickly, and engines of TensorRT are kept by itself.
+pub(super) fn commit_on_gpu(source: &Source<'_>) -> Result<(Session, Interface)> {
+    let is_onnx = source.file.extension().is_none_or(|extension| extension != "ort");
+    if is_onnx {
+        external::check(source.file)?;
+    }
+    let session = source.commit(Rewriting::Yes).map_err(|error| load_error(source.file, &error))?;
+    let interface = Interface::of(&session)?;
+    Ok((session, interface))
+}
+
 /// A model file that cannot be read is the model's fault, not the server's.
 pub(super) fn load_error(file: &Path, error: &ort::Error) -> Error {
     let name = file.file_name().unwrap_or_default().display().to_string();

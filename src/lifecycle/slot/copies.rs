@@ -60,7 +60,7 @@ impl Slot {
                 return false;
             }
         };
-        manager.0.loader.free(manager, remains, copy.booked()).await;
+        manager.0.loader.free(manager, (remains, copy.take_share()), copy.booked()).await;
         let rest = old.copies.iter().filter(|other| !Arc::ptr_eq(other, &copy)).cloned().collect();
         self.replace(manager, old.with_copies(rest));
         copy.give_back();
