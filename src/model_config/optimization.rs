@@ -54,7 +54,6 @@ pub(super) fn read(config: &Message) -> Result<Optimization, ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::model_config::{UnknownFields, parse};
 
     #[test]

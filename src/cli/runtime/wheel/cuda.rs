@@ -16,7 +16,7 @@ pub(super) static ONNXRUNTIME_GPU: [Package; 1] = [Package {
     arch: "x86_64",
     python: ["3.12", "cp312"],
     platforms: &["manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64", "manylinux2010_x86_64"],
-    bytes: 1_452_000_000,
+    bytes: 1_451_571_342,
     wheels: &[
         wheel(
             "onnxruntime-gpu",
