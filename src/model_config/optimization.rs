@@ -8,8 +8,6 @@ use super::message::{Message, Value};
 pub struct Optimization {
     /// `execution_accelerators.gpu_execution_accelerator`, in order: what computes on GPUs.
     pub gpu_accelerators: Vec<Accelerator>,
-    /// `cuda.graphs`: work for a GPU is recorded once for each shape and replayed.
-    pub cuda_graphs: bool,
 }
 
 /// One accelerator, by the runtime's name for it.
@@ -17,17 +15,14 @@ pub struct Optimization {
 pub struct Accelerator {
     /// Its name, such as `tensorrt`.
     pub name: String,
-    /// What it is told, in the order of the file.
+    /// What it is told, by name.
     pub parameters: Vec<(String, String)>,
 }
 
 /// Reads `optimization` out of a configuration.
 pub(super) fn read(config: &Message) -> Result<Optimization, ConfigError> {
     let Some(optimization) = config.message("optimization") else { return Ok(Optimization::default()) };
-    let mut read = Optimization {
-        cuda_graphs: optimization.message("cuda").is_some_and(|cuda| cuda.flag("graphs")),
-        ..Optimization::default()
-    };
+    let mut read = Optimization::default();
     let Some(accelerators) = optimization.message("execution_accelerators") else { return Ok(read) };
     for (accelerator, position) in accelerators.messages("gpu_execution_accelerator") {
         let name = accelerator.text("name").to_owned();
@@ -57,16 +52,15 @@ mod tests {
     use crate::model_config::{UnknownFields, parse};
 
     #[test]
-    fn accelerators_and_graphs_are_read_as_triton_writes_them() {
-        let text = "optimization { cuda { graphs: true } execution_accelerators { gpu_execution_accelerator : [ {
+    fn accelerators_are_read_as_triton_writes_them() {
+        let text = "optimization { execution_accelerators { gpu_execution_accelerator : [ {
             name : 'tensorrt' parameters { key: 'precision_mode' value: 'FP16' } parameters { key: 'max_workspace_size_bytes' value: '1' } },
             { name: 'cuda' } ] } }";
         let parsed = parse(text, UnknownFields::Deny).unwrap();
         assert_eq!(parsed.warnings, []);
         let [tensorrt, cuda] = &parsed.config.optimization.gpu_accelerators[..] else { panic!("two accelerators") };
-        assert!(parsed.config.optimization.cuda_graphs);
         assert_eq!((tensorrt.name.as_str(), cuda.name.as_str()), ("tensorrt", "cuda"));
-        assert_eq!(tensorrt.parameters[0], ("precision_mode".to_owned(), "FP16".to_owned()));
+        assert_eq!(tensorrt.parameters[1], ("precision_mode".to_owned(), "FP16".to_owned()));
         for (text, what) in [
             ("gpu_execution_accelerator { }", "needs a name"),
             ("gpu_execution_accelerator [ { name: 'cuda' }, { name: 'cuda' } ]", "is there twice"),

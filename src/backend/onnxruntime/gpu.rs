@@ -1,13 +1,13 @@
 //! A session on a GPU. Its instances share it, and with it the weights.
 //!
 //! A run goes in three pieces, so that copies of one instance overlap with what the device computes for another: inputs go
-//! through locked memory to the device on the instance's own stream; the session's stream waits for them, and the run is
-//! asked for, which takes the host as long as it takes to launch it; outputs come back on the instance's stream, which waits
+//! through locked memory to the device on a stream for copies; the session's stream waits for them, and the run is
+//! asked for, which takes the host as long as it takes to launch it; outputs come back on the stream for copies, which waits
 //! for the run. Only the middle piece holds the session: runs of one session are asked for one after the other, and the
 //! device does them so anyway.
 //!
 //! *Lifetime:* memory that a stream may still use is given back after that stream was waited for, also where something
-//! failed in between ([`Flight`]). Memory of runs belongs to the session's stream, inputs to the instance's.
+//! failed in between ([`Flight`]). Memory of runs belongs to the session's stream, inputs to that for copies.
 #![expect(unsafe_code, reason = "asks the device for copies, whose two sides stay until they are done")]
 
 use std::sync::Arc;
@@ -73,9 +73,9 @@ impl Model for GpuModel {
 
     fn instance(&self) -> Result<Box<dyn ModelInstance>> {
         let context = self.shared.share.gpu.context();
-        let copies = Stream::new(context, 0)?;
-        let (here, done) = (Event::new(context)?, Event::new(context)?);
-        Ok(Box::new(GpuInstance { copies, here, done, shared: Arc::clone(&self.shared) }))
+        let copies = self.shared.share.gpu.copy_stream();
+        let (here, done, back) = (Event::new(context)?, Event::new(context)?, Event::new(context)?);
+        Ok(Box::new(GpuInstance { copies, here, done, back, shared: Arc::clone(&self.shared) }))
     }
 
     fn memory(&self) -> ModelMemory {
@@ -86,11 +86,13 @@ impl Model for GpuModel {
 
 struct GpuInstance {
     /// Brings inputs and fetches outputs.
-    copies: Stream,
+    copies: Arc<Stream>,
     /// The inputs are there.
     here: Event,
     /// The run is done.
     done: Event,
+    /// The outputs are back.
+    back: Event,
     shared: Arc<Shared>,
 }
 
@@ -166,8 +168,9 @@ impl<'a> Flight<'a> {
     }
 
     /// Waits until all has come back.
-    fn land(&mut self) -> Result<()> {
-        self.copies.synchronize()?;
+    fn land(&mut self, back: &Event) -> Result<()> {
+        back.record(self.copies)?;
+        back.synchronize()?;
         self.is_over = true;
         Ok(())
     }
@@ -215,7 +218,7 @@ impl GpuInstance {
         flight.fetch(shared, &outputs)?;
         self.done.synchronize()?;
         let compute_end = Instant::now();
-        flight.land()?;
+        flight.land(&self.back)?;
 
         let mut given = NamedTensors::new();
         for ((&index, value), fetched) in batch.outputs.iter().zip(outputs).zip(&flight.fetched) {

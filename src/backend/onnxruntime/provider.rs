@@ -22,8 +22,6 @@ pub(super) struct Providers {
     pub(super) tensorrt: Option<Options>,
     /// CUDA's options.
     pub(super) cuda: Options,
-    /// Whether work is recorded for each shape and replayed.
-    pub(super) graphs: bool,
 }
 
 /// The device that a session is for.
@@ -91,9 +89,6 @@ pub(super) fn choose(optimization: &Optimization, target: &Target<'_>) -> Result
     let mut cuda = shared();
     // Searching exhaustively takes seconds and much memory for each new shape, and shapes change with the batch.
     cuda.push(pair("cudnn_conv_algo_search", "HEURISTIC"));
-    if optimization.cuda_graphs {
-        cuda.push(pair("enable_cuda_graph", 1));
-    }
     let mut tensorrt = None;
     for accelerator in &optimization.gpu_accelerators {
         match accelerator.name.as_str() {
@@ -119,7 +114,7 @@ pub(super) fn choose(optimization: &Optimization, target: &Target<'_>) -> Result
             }
         }
     }
-    Ok((Providers { tensorrt, cuda, graphs: optimization.cuda_graphs }, remarks))
+    Ok((Providers { tensorrt, cuda }, remarks))
 }
 
 fn pair(name: &str, value: impl ToString) -> (String, String) {
@@ -206,7 +201,7 @@ mod tests {
         let gpu_accelerators = accelerators.iter().map(accelerator).collect();
         let engines = Some(Path::new("/cache/m/tensorrt"));
         let target = Target { ordinal: 3, stream: 0x5000, engines, has_tensorrt };
-        choose(&Optimization { gpu_accelerators, cuda_graphs: false }, &target)
+        choose(&Optimization { gpu_accelerators }, &target)
     }
 
     fn value<'a>(options: &'a Options, name: &str) -> Option<&'a str> {
@@ -217,17 +212,13 @@ mod tests {
     #[test]
     fn cuda_alone_is_told_its_device_and_its_stream() {
         let (providers, remarks) = asked(&[], true).unwrap();
-        assert_eq!((providers.tensorrt, providers.graphs, remarks), (None, false, Vec::new()));
+        assert_eq!((providers.tensorrt, remarks), (None, Vec::new()));
         let cuda = &providers.cuda;
         assert_eq!(value(cuda, "device_id"), Some("3"));
         assert_eq!(value(cuda, "user_compute_stream"), Some("20480"));
         assert_eq!(value(cuda, "has_user_compute_stream"), Some("1"));
         // Together with a stream the provider refuses it: onnxruntime/core/providers/cuda/cuda_execution_provider.cc.
         assert_eq!(value(cuda, "gpu_external_alloc"), None);
-        let graphs = Optimization { cuda_graphs: true, ..Optimization::default() };
-        let target = Target { ordinal: 0, stream: 1, engines: None, has_tensorrt: false };
-        let (providers, _) = choose(&graphs, &target).unwrap();
-        assert!(providers.graphs && value(&providers.cuda, "enable_cuda_graph") == Some("1"));
     }
 
     #[test]

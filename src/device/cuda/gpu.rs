@@ -95,6 +95,7 @@ fn matched(known: &[GpuIdentity], uuids: &[String]) -> BTreeMap<u32, u32> {
 pub struct Gpu {
     pool: Arc<VramPool>,
     sleeper: Sleeper,
+    /// For sessions the first half, for copies the other.
     streams: Vec<Arc<Stream>>,
     next: AtomicUsize,
     staging: Arc<PinnedPool>,
@@ -111,7 +112,7 @@ impl Gpu {
     pub fn open(context: &Arc<Context>, pinned: &Arc<PinnedPool>, memory: u64, streams: usize) -> Result<Arc<Self>> {
         let limits = PoolLimits { memory, spare: (memory / 64).min(MOST_SPARE), piece: PoolLimits::PIECE };
         let pool = VramPool::new(context, limits);
-        let streams = (0..streams.max(1)).map(|_| Stream::new(context, 0).map(Arc::new)).collect::<Result<_>>()?;
+        let streams = (0..2 * streams.max(1)).map(|_| Stream::new(context, 0).map(Arc::new)).collect::<Result<_>>()?;
         let sleeper = Sleeper::new(context, pinned)?;
         let staging = PinnedPool::new(context, STAGING, SLAB / 16);
         let others = hooks::serve(&pool, memory)?;
@@ -151,8 +152,20 @@ impl Gpu {
     /// A stream for a session: each in turn, as many as threads answer on the device. Any number of sessions may use one.
     #[must_use]
     pub fn stream(&self) -> Arc<Stream> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        Arc::clone(&self.streams[turn % self.streams.len()])
+        self.in_turn(&self.streams[..self.streams.len() / 2])
+    }
+
+    /// A stream for copies to and from the device, beside those that compute: each in turn, as many as of the others. Streams of
+    /// one's own would each have memory of their own for what runs take.
+    #[must_use]
+    pub fn copy_stream(&self) -> Arc<Stream> {
+        self.in_turn(&self.streams[self.streams.len() / 2..])
+    }
+
+    fn in_turn(&self, streams: &[Arc<Stream>]) -> Arc<Stream> {
+        // Scattered, since those who ask for one of each in turn would always get the same.
+        let turn = self.next.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
+        Arc::clone(&streams[turn % streams.len()])
     }
 }
 
