@@ -244,6 +244,7 @@ impl App {
             loading: loading.handle.clone(),
             meter: Arc::default(),
             responses: ResponseCache::new(config.cache.response_bytes),
+            host: gpus.host_tier(&config.cache),
             backends: Arc::new(backends),
             devices,
             queue_capacity: config.queue_capacity,

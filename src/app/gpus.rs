@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::parts::eviction_policy;
+use crate::cache::memory_pool::MemoryPool;
 use crate::config::CacheConfig;
 use crate::device::cuda::context::Context;
 use crate::device::cuda::gpu::{Cuda, Gpu, SLAB};
@@ -11,6 +14,7 @@ use crate::device::devices::Opened;
 use crate::device::monitor::DeviceMonitor;
 use crate::error::Result;
 use crate::inference::DeviceId;
+use crate::lifecycle::sleep::HostTier;
 
 /// What GPUs are to this process.
 pub(super) struct Gpus {
@@ -61,6 +65,14 @@ impl Gpus {
     /// Bytes that may be locked for models that sleep.
     pub(super) const fn host_limit(&self) -> u64 {
         self.host_limit
+    }
+
+    /// Where models sleep, once GPUs are handed out, if they may at all.
+    pub(super) fn host_tier(&self, config: &CacheConfig) -> Option<HostTier> {
+        let pinned = self.pinned.as_ref().filter(|_| self.host_limit > 0)?;
+        tracing::info!(limit = self.host_limit, "host memory for models that sleep");
+        let book = MemoryPool::new(DeviceId::Cpu, self.host_limit, Duration::ZERO, eviction_policy(config.rule));
+        Some(HostTier::new(book, Arc::clone(pinned)))
     }
 
     /// Hands out `memory` bytes of a device to models, with a stream for each of its threads. `None` for a device whose

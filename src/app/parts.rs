@@ -138,12 +138,17 @@ pub(super) fn open_pool(
     // Answers that are kept lie beside the models, and so do models that sleep.
     let others = if device == DeviceId::Cpu { config.response_bytes.saturating_add(asleep) } else { 0 };
     let limit = given.unwrap_or(Amount::Fraction(0.9)).of(free.saturating_sub(others));
-    let policy: Box<dyn EvictionPolicy<Name>> = match config.rule {
-        EvictionRule::CostAware => Box::new(CostAware::default()),
-        EvictionRule::Lru => Box::new(Lru::default()),
-    };
+    let policy = eviction_policy(config.rule);
     tracing::info!(%device, limit, free, "memory for models");
     Ok(MemoryPool::new(device, limit, config.min_residency, policy))
+}
+
+/// Who leaves a tier first.
+pub(super) fn eviction_policy(rule: EvictionRule) -> Box<dyn EvictionPolicy<Name>> {
+    match rule {
+        EvictionRule::CostAware => Box::new(CostAware::default()),
+        EvictionRule::Lru => Box::new(Lru::default()),
+    }
 }
 
 /// What tells CloudWatch, if it is to be told.

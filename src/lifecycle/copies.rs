@@ -21,6 +21,8 @@ pub(super) struct DeviceCopy {
     pub(super) lease: Mutex<Option<MemoryLease>>,
     /// Its share of the device's memory, where that is ours to hand out.
     pub(super) share: Mutex<Option<GpuShare>>,
+    /// Its place in host memory, while it sleeps.
+    pub(super) host_lease: Mutex<Option<MemoryLease>>,
     /// Bytes of the lease without what runs have taken since.
     pub(super) loaded_bytes: u64,
     /// Whether the runtime counts all bytes itself.
@@ -54,6 +56,7 @@ impl DeviceCopy {
             loaded_bytes: lease.bytes(),
             lease: Mutex::new(Some(lease)),
             share: Mutex::default(),
+            host_lease: Mutex::default(),
             exact: false,
             models: Models::new(),
             groups: Mutex::default(),
@@ -85,6 +88,12 @@ impl DeviceCopy {
 
     /// Its memory is free: whoever still looks at what it was holds none of it.
     pub(super) fn give_back(&self) {
+        self.give_back_device();
+        drop(self.host_lease.lock().take());
+    }
+
+    /// Its device's memory is free, whatever of it is elsewhere.
+    pub(super) fn give_back_device(&self) {
         drop(self.lease.lock().take());
     }
 

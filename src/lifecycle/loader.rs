@@ -13,6 +13,7 @@ use super::measure::{Brought, placed_groups};
 use super::plan::{Plan, Planned};
 use super::residency::{LastLoad, Phases, Retention};
 use super::room::{Evicts, RoomError, Want, reserve};
+use super::sleep::HostTier;
 use super::slot::Slot;
 use super::update::{Update, is_in_place};
 use super::{ModelManager, Name};
@@ -23,6 +24,7 @@ use crate::cache::response::ResponseCache;
 use crate::config::ModelControl;
 use crate::device::allocator::Meter;
 use crate::device::cuda::gpu::Gpu;
+use crate::device::cuda::owner::Owner;
 use crate::error::{Error, Result};
 use crate::inference::{DeviceId, Version};
 use crate::model_config::{ModelConfig, UnknownFields};
@@ -75,6 +77,8 @@ pub struct Loader {
     pub meter: Arc<Meter>,
     /// Where the answers of models are kept that ask for it, if the server has such a place.
     pub responses: Option<Arc<ResponseCache>>,
+    /// Where models sleep that have to leave a GPU, if there is such a place.
+    pub host: Option<HostTier>,
 }
 
 /// Why a load ended without a fresh copy of the model.
@@ -87,6 +91,8 @@ pub(super) enum LoadError {
     Unchanged,
     /// A prefetch ends on the disk where memory is full.
     OnDisk,
+    /// The model sleeps and could not be woken; it sleeps on.
+    StillAsleep(Error),
 }
 
 impl From<Error> for LoadError {
@@ -101,6 +107,8 @@ pub(super) enum Loaded {
     Fresh(Resident, LastLoad),
     /// The model that answers, with other instances.
     Updated(Resident),
+    /// The model that slept: it answers already.
+    Woken,
 }
 
 /// A load that may use its memory.
@@ -137,6 +145,13 @@ impl Loader {
         flight: &Arc<Flight>,
         given: Option<ModelConfig>,
     ) -> Result<Loaded, LoadError> {
+        if let Some(asleep) = slot.asleep()
+            && self.wake(manager, slot, flight, &asleep).await?
+            && given.is_none()
+            && !flight.asks_for_news()
+        {
+            return Ok(Loaded::Woken);
+        }
         let prepared = tokio::select! {
             biased;
             prepared = self.prepare(manager, slot, flight, given) => prepared?,
@@ -198,12 +213,12 @@ impl Loader {
         }
         let wants: Vec<Want> =
             plan.sites.iter().map(|(_, place)| self.want(manager, name, &plan, &files, place)).collect();
-        let mut reserved = reserve(manager, name, &wants, flight, Evicts::ForRequests).await;
+        let mut reserved = reserve(manager, name, &wants, (flight, &manager.0.gate), Evicts::ForRequests).await;
         if let Err(RoomError::OldFirst) = reserved {
             tracing::info!(model = %name, "no room for a copy beside the one that answers: that one goes first");
             self.drain(manager, slot).await;
             let alone: Vec<Want> = wants.into_iter().map(|want| Want { beside: false, ..want }).collect();
-            reserved = reserve(manager, name, &alone, flight, Evicts::ForRequests).await;
+            reserved = reserve(manager, name, &alone, (flight, &manager.0.gate), Evicts::ForRequests).await;
         }
         let (permit, leases) = reserved.map_err(|error| error.into_load(&plan.versions))?;
         phases.wait = waited.elapsed();
@@ -263,6 +278,8 @@ impl Loader {
             Err(error) => return Err(LoadError::Failed { versions: plan.versions.clone(), error }),
         };
         let mut models: Vec<Models> = leases.iter().map(|_| Models::new()).collect();
+        let pools: Vec<MemoryPool> = leases.iter().map(|lease| lease.pool().clone()).collect();
+        let growth = manager.let_grow(name, &placements, &pools);
         let mut measured = Some(0_u64);
         for &version in &plan.versions {
             if !flight.is_wanted() {
@@ -305,6 +322,7 @@ impl Loader {
             let measured = measured.filter(|_| is_alone || place.device() == DeviceId::Cpu);
             copies.push(loaded.book(manager, (place, placement), lease, running, measured));
         }
+        loaded_all(&placements);
         drop(placements);
         let resident = Resident {
             versions,
@@ -324,6 +342,7 @@ impl Loader {
             bytes = bytes.saturating_add(now);
             refused = refused.or(manager.correct(name, copy, now).err());
         }
+        drop(growth);
         if let Some(error) = refused {
             let Resident { versions, copies, .. } = resident;
             let leases = copies.iter().filter_map(|copy| copy.lease.lock().take()).collect();
@@ -331,7 +350,8 @@ impl Loader {
             return Err(LoadError::Failed { versions: plan.versions.clone(), error });
         }
         for copy in &resident.copies {
-            copy.ready();
+            copy.ready(self);
+            manager.book_scratch(copy.device());
         }
         let from = files.from;
         if files.is_cached() {
@@ -363,7 +383,7 @@ impl Loader {
         let placed = self.loading.spawn_blocking(move || {
             let place = |(device, gpu, bytes): (DeviceId, Option<Arc<Gpu>>, u64)| match gpu {
                 None => Ok(Placement::of(device)),
-                Some(gpu) => Ok(Placement::on(GpuShare { owner: gpu.pool().owner(&name, bytes)?, gpu })),
+                Some(gpu) => Ok(Placement::on(GpuShare { owner: owner(&gpu, &name, bytes)?, gpu })),
             };
             wanted.into_iter().map(place).collect()
         });
@@ -414,6 +434,22 @@ impl Loader {
         if let Err(error) = freed.await {
             tracing::error!(%error, "freeing a model failed");
         }
+    }
+}
+
+/// An owner whose limit may be raised: with addresses for several times what was booked, and for what a small model may
+/// turn out to need. (Addresses cost nothing, and there are 128 TiB of them.)
+fn owner(gpu: &Gpu, name: &Name, bytes: u64) -> Result<Arc<Owner>> {
+    const LEAST: u64 = 1 << 30;
+    let most = gpu.pool().usage().limit.saturating_mul(2);
+    gpu.pool().owner_within(name, bytes, bytes.saturating_mul(4).saturating_add(LEAST).min(most))
+}
+
+/// What a load may take is what was booked for it; what runs take is bounded by the device.
+pub(super) fn loaded_all(placements: &[Placement]) {
+    for share in placements.iter().filter_map(Placement::share) {
+        share.owner.on_limit(None);
+        share.owner.set_limit(share.gpu.pool().usage().limit);
     }
 }
 

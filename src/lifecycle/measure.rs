@@ -68,7 +68,7 @@ impl Loader {
             let (limit, free, models) = (room.limit, room.free, room.models);
             Candidate { device: place.device(), limit, free, models, need, has_copy: want.beside }
         };
-        self.devices.iter().map(candidate).collect()
+        self.devices.iter().filter(|place| place.sick().is_none()).map(candidate).collect()
     }
 }
 
@@ -100,7 +100,7 @@ impl Brought<'_> {
         // the runtime's to count, as for runs to come.
         let runs = held(&models, false, 0);
         let measured = growth.and_then(|growth| plausible(growth.saturating_sub(runs), self.plan.file_bytes));
-        let loaded_bytes = measured.unwrap_or_else(|| lease.bytes());
+        let loaded_bytes = taken.or(measured).unwrap_or_else(|| lease.bytes());
         let bytes = taken.unwrap_or_else(|| held(&models, exact, loaded_bytes));
         if (exact || measured.is_some()) && self.is_known {
             let past = Past { bytes, seconds: self.seconds };
@@ -111,6 +111,7 @@ impl Brought<'_> {
             pool: place.pool.clone(),
             lease: Mutex::new(Some(lease)),
             share: Mutex::new(placement.share().cloned()),
+            host_lease: Mutex::default(),
             loaded_bytes,
             exact,
             models,
@@ -141,9 +142,10 @@ pub(super) fn placed_groups(versions: &Versions, plan: &Plan) -> Vec<Vec<PlacedG
 
 impl DeviceCopy {
     /// It answers: the book may count on it, and evict it.
-    pub(super) fn ready(&self) {
+    pub(super) fn ready(&self, loader: &Loader) {
+        let seconds = loader.seconds_back(self);
         if let Some(lease) = &*self.lease.lock() {
-            lease.ready(self.seconds, Instant::now());
+            lease.ready(seconds, Instant::now());
         }
     }
 }

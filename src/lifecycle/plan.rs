@@ -167,7 +167,17 @@ impl Loader {
             }
             _ => candidates,
         };
-        let placement = Placement::of(groups, candidates)?;
+        let placement = Placement::of(groups, candidates).map_err(|error| {
+            let sick: Vec<_> = self.devices.iter().filter_map(|place| Some((place.device(), place.sick()?))).collect();
+            // What names a device that was there when the server started is no fault of the configuration.
+            match sick.first() {
+                Some((device, why)) => {
+                    let text = format!("{device} is lost and the model can be nowhere else: {why}");
+                    Error::not_ready(text).with_retryable(false).with_source(error)
+                }
+                None => error,
+            }
+        })?;
         for warning in &placement.warnings {
             tracing::warn!(model = %plan.name, "{warning}");
         }

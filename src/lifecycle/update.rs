@@ -13,7 +13,7 @@ use super::copies::{DeviceCopy, Models, PlacedGroup};
 use super::files::Found;
 use super::flight::Flight;
 use super::handle::Resident;
-use super::loader::{DevicePlace, LoadError, Loader};
+use super::loader::{DevicePlace, LoadError, Loader, loaded_all};
 use super::measure::Brought;
 use super::members::groups_at;
 use super::placement::Site;
@@ -166,7 +166,8 @@ impl Change<'_> {
                 self.loader().want(self.manager, name, &self.plan, self.files, place)
             };
             let wants: Vec<Want> = fresh.iter().map(want).collect();
-            let reserved = reserve(self.manager, name, &wants, self.flight, Evicts::ForRequests).await;
+            let reserved =
+                reserve(self.manager, name, &wants, (self.flight, &self.manager.0.gate), Evicts::ForRequests).await;
             let (_permit, leases) = reserved.map_err(|error| error.into_load(&self.plan.versions))?;
             for ((site, place), lease) in fresh.into_iter().zip(leases) {
                 let groups: Vec<_> = groups_at(config, site).cloned().collect();
@@ -343,6 +344,7 @@ impl Bring<'_> {
         let mut placed: Vec<PlacedGroup> = groups.iter().map(blank).collect();
         let placements = loader.placements(name, std::iter::once((place, &lease))).await?;
         let placement = placements.first().ok_or_else(|| LoadError::from(Error::internal("no place on a device")))?;
+        let growth = manager.let_grow(name, &placements, std::slice::from_ref(lease.pool()));
         let (mut models, mut measured, mut ended) = (Models::new(), Some(0_u64), None);
         for version in &resident.versions {
             let load = {
@@ -373,14 +375,17 @@ impl Bring<'_> {
         let brought = Brought { plan, files, seconds, is_known, is_extra };
         let measured = measured.filter(|_| place.device() == crate::inference::DeviceId::Cpu);
         let copy = brought.book(manager, (place, placement), lease, (models, placed), measured);
+        loaded_all(&placements);
         drop(placements);
         let bytes = copy.bytes_now();
         let ended = ended.or_else(|| {
             let refused = manager.correct(name, &copy, bytes).err();
             refused.map(|error| LoadError::Failed { versions: plan.versions.clone(), error })
         });
+        drop(growth);
         let Some(ended) = ended else {
-            copy.ready();
+            copy.ready(loader);
+            manager.book_scratch(copy.device());
             return Ok(copy);
         };
         match copy.withdraw(&resident.versions).await {

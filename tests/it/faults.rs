@@ -53,6 +53,7 @@ impl Scripted {
             loading: tokio::runtime::Handle::current(),
             meter: Arc::default(),
             responses: None,
+            host: None,
             queue_capacity: 8,
             unknown_fields: UnknownFields::Deny,
         };

@@ -2,8 +2,8 @@
 //! is.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::context::Context;
 use super::driver::Driver;
@@ -101,6 +101,7 @@ pub struct Gpu {
     staging: Arc<PinnedPool>,
     /// Pays for what runtimes take outside of any model.
     others: Arc<Owner>,
+    sick: OnceLock<String>,
 }
 
 impl Gpu {
@@ -116,7 +117,22 @@ impl Gpu {
         let sleeper = Sleeper::new(context, pinned)?;
         let staging = PinnedPool::new(context, STAGING, SLAB / 16);
         let others = hooks::serve(&pool, memory)?;
-        Ok(Arc::new(Self { pool, sleeper, streams, next: AtomicUsize::new(0), staging, others }))
+        Ok(Arc::new(Self { pool, sleeper, streams, next: AtomicUsize::new(0), staging, others, sick: OnceLock::new() }))
+    }
+
+    /// Nothing is to run on it any more, until the server is started anew.
+    pub fn mark_sick(&self, reason: String) {
+        let _first_reason_counts = self.sick.set(reason);
+    }
+
+    /// Why nothing is to run on it any more, and the mend.
+    #[must_use]
+    pub fn sick(&self) -> Option<String> {
+        if self.context().is_lost() {
+            let mend = "look at nvidia-smi and the kernel's log, then restart the server";
+            return Some(format!("it is lost to this process: {mend}"));
+        }
+        self.sick.get().cloned()
     }
 
     /// Its memory.
@@ -147,6 +163,14 @@ impl Gpu {
     #[must_use]
     pub const fn staging(&self) -> &Arc<PinnedPool> {
         &self.staging
+    }
+
+    /// Memory that is taken of the device and is no model's alone, in bytes: scratch of runs, what runtimes take for themselves,
+    /// and what is kept for the next one.
+    #[must_use]
+    pub fn shared_bytes(&self) -> u64 {
+        let usage = self.pool.usage();
+        usage.memory.saturating_sub(usage.weights.saturating_sub(self.others.usage().weight_memory))
     }
 
     /// A stream for a session: each in turn, as many as threads answer on the device. Any number of sessions may use one.

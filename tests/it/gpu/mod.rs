@@ -1,6 +1,9 @@
 //! Whole servers on GPUs that are the double's: models hold memory of them through the real calls of the driver, and see
 //! at each run whether it is theirs. Each test is a process of its own, with a machine of its own.
 
+mod faults;
+mod sleep;
+mod thrash;
 mod wiring;
 
 use std::fmt::Write;
