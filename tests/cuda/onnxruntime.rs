@@ -161,3 +161,30 @@ alone! {
         assert_nothing_is_left();
     }
 }
+
+alone! {
+    on MACHINE;
+    fn a_session_whose_model_slept_goes_on_with_the_very_same_weights() {
+        let place = tempfile::tempdir().unwrap();
+        let gpu = gpu(200 * MIB);
+        let sleeper = share(&gpu, "m", 100 * MIB);
+        let model = load(&products(place.path(), 24), &sleeper).unwrap();
+        assert_eq!(run(&*model, rows(5, 1.0)).unwrap(), rows(5, 1.0));
+        let awake = sleeper.owner.usage();
+        for _ in 0..3 {
+            let slept = gpu.sleeper().sleep(&sleeper.owner).unwrap();
+            assert_eq!((slept.bytes, sleeper.owner.usage().weight_memory), (awake.weights, 0));
+            // What was its memory is another's meanwhile.
+            let other = share(&gpu, "other", 100 * MIB);
+            let else_model = load(&products(place.path(), 16), &other).unwrap();
+            assert_eq!(run(&*else_model, rows(9, 3.0)).unwrap(), rows(9, 3.0));
+            drop(else_model);
+            gpu.sleeper().wake(&sleeper.owner).unwrap();
+            assert_eq!(run(&*model, rows(5, 2.0)).unwrap(), rows(5, 2.0));
+        }
+        assert_eq!(sleeper.owner.usage().weights, awake.weights);
+        drop(model);
+        drop((sleeper, gpu));
+        assert_nothing_is_left();
+    }
+}

@@ -63,3 +63,21 @@ def test_the_models_are_models(made, given, expected):
     x = np.frombuffer(models.weights(int(np.prod(given)), 1.0), np.float32).reshape(given)
     (y,) = session.run(None, {"x": x})
     assert list(y.shape) == expected and np.isfinite(y).all() and np.abs(y).max() > 0
+
+
+def test_the_scripts_servers_and_requests_work_on_the_cpu_as_they_would_on_a_gpu(tmp_path):
+    (tmp_path / "roundhouse").symlink_to(binary())
+    bench = run.Bench(tmp_path, ROOT / "models-examples")
+    root = bench.models("dense", lambda: models.dense(64, 2), copies=3)
+    for config in root.glob("*/config.pbtxt"):
+        config.write_text(config.read_text().replace("KIND_GPU", "KIND_CPU"))
+    given = models.weights(2 * 64, 1.0)
+    with run.Server(bench, root, "--device", "cpu") as server:
+        answers = {server.infer(f"dense{at}", given, [2, 64]) for at in range(3)}
+        assert len(answers) == 1 and len(answers.pop()) == len(given)
+        assert server.scrape()["nv_inference_request_success"] == 3
+        assert '"cpu"' in json.dumps(server.ask("/v1/residency"))
+        server.unload_all([f"dense{at}" for at in range(3)])
+        with pytest.raises(RuntimeError, match="nothing: 404"):
+            server.infer("nothing", given, [2, 64])
+    assert server.process.returncode == 0

@@ -18,7 +18,7 @@ use std::time::Instant;
 use roundhouse::backend::placement::Placement;
 use roundhouse::backend::plugin::libtorch::Libtorch;
 use roundhouse::backend::plugin::{Opening, Plugin};
-use roundhouse::backend::{Backend, Batch, Model, ModelFiles};
+use roundhouse::backend::{Backend, Batch, ModelFiles};
 use roundhouse::inference::{DeviceId, NamedTensor};
 use roundhouse::model_config::{UnknownFields, parse};
 use roundhouse::tensor::{Shape, Tensor};

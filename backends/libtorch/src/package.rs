@@ -291,7 +291,7 @@ mod tests {
         let long = |number: usize| u32::try_from(number).unwrap().to_le_bytes();
         for (name, bytes) in members {
             let at = made.len();
-            let mut head = vec![0; 30];
+            let mut head = [0; 30];
             head[..4].copy_from_slice(b"PK\x03\x04");
             head[14..18].copy_from_slice(&checksum(bytes).to_le_bytes());
             head[26..28].copy_from_slice(&short(name.len()));

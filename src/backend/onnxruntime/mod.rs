@@ -107,6 +107,11 @@ impl OnnxRuntime {
         };
         let (providers, remarks) = provider::choose(&config.optimization, &target)?;
         remarks.iter().for_each(|remark| tracing::warn!(model = config.name, "{remark}"));
+        if let (Some(_), Some(folder)) = (&providers.tensorrt, &engines)
+            && let Err(error) = std::fs::create_dir_all(folder)
+        {
+            tracing::warn!(model = config.name, %error, "engines of TensorRT cannot be kept: each load builds them anew");
+        }
         let (name, id) = if self.has_stand_in { (allocator::HOST, 0) } else { (allocator::CUDA, ordinal) };
         let memory = allocator::serve(self.environment, name, id)?;
         let gpu = session::Gpu { providers: (!self.has_stand_in).then_some(&providers) };
