@@ -108,6 +108,11 @@ libtorch-test: libtorch-debug ## Build the pytorch backend, and run its tests on
 	ROUNDHOUSE_PYTORCH_PLUGIN=$(abspath $(dir $(DEBUG))backends/libroundhouse_pytorch.so) ROUNDHOUSE_LIBTORCH_DIR=$(LIBTORCH_DIR) \
 		cargo test --locked --test libtorch -- --ignored --test-threads=1
 
+.PHONY: libtorch-bench
+libtorch-bench: libtorch ## What a call costs beside the same module called in C++
+	ROUNDHOUSE_PYTORCH_PLUGIN=$(abspath $(dir $(RELEASE))backends/libroundhouse_pytorch.so) ROUNDHOUSE_LIBTORCH_DIR=$(LIBTORCH_DIR) \
+		LIBTORCH=$(LIBTORCH_DIR) LD_LIBRARY_PATH=$(LIBTORCH_DIR)/lib cargo bench --locked --package roundhouse-libtorch --features backend --bench calls
+
 .PHONY: python-test
 python-test: .venv/clients.stamp .venv/seaweedfs.stamp .venv/envoy.stamp .venv/tools.stamp runtime libtorch-debug ## The Python clients against the debug binary
 	ROUNDHOUSE_BIN=$(abspath $(DEBUG)) ROUNDHOUSE_SEAWEEDFS=$(abspath .venv/bin/weed) .venv/bin/python -m pytest -q -p no:cacheprovider tests/python
@@ -125,6 +130,19 @@ differential: .venv/differential.stamp runtime ## The same requests to a real Tr
 .PHONY: bench
 bench: ## The micro benchmarks
 	cargo bench --workspace --benches --locked
+
+# On a machine with a GPU; docs/gpu.md says how to check one that has neither Rust nor the network.
+.PHONY: gpu
+gpu: ## Check on this machine's GPU what docs/gpu.md claims, and write gpu.json
+	cargo build --release --locked
+	cargo test --release --locked --test cuda --no-run
+	$(RELEASE) runtime install onnxruntime-gpu --python $(PYTHON)
+	rm -rf $(TARGET)/gpu
+	$(PYTHON) benches/gpu/run.py pack $(TARGET)/gpu --all-libraries --binary $(RELEASE) \
+		--cuda-test $$(ls -t $(TARGET)/release/deps/cuda-* | grep -v '\.d$$' | head -1) \
+		--onnxruntime-gpu $(ROUNDHOUSE_RUNTIME_DIR)/onnxruntime-gpu-*
+	$(PYTHON) benches/gpu/run.py join $(TARGET)/gpu
+	$(PYTHON) benches/gpu/run.py check $(TARGET)/gpu --out gpu.json
 
 # libFuzzer's build flags are taken only from a nightly compiler, or with this variable from a stable one. An input that
 # crashes stays in fuzz/artifacts and fails the target: RUSTC_BOOTSTRAP=1 cargo fuzz run TARGET FILE runs it again.

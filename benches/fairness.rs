@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use roundhouse::backend::identity::Identity;
+use roundhouse::backend::placement::Placement;
 use roundhouse::backend::{Backend, Model, ModelFiles};
 use roundhouse::inference::{DeviceId, NamedTensor};
 use roundhouse::metrics::statistics::ModelStatistics;
@@ -41,7 +42,8 @@ fn queue(executor: &Executor, name: &str, instances: usize) -> Arc<ModelQueue> {
         model_file: None,
         derived: None,
     };
-    let model: Arc<dyn Model> = Identity.load(&files, &config, DeviceId::Cpu).expect("identity loads").into();
+    let model: Arc<dyn Model> =
+        Identity.load(&files, &config, &Placement::of(DeviceId::Cpu)).expect("identity loads").into();
     let member = Member { model, instances, executor: executor.handle(), share: Arc::default() };
     ModelQueue::new(vec![member], Scheduling::one_by_one(100_000), Arc::new(ModelStatistics::default()))
         .expect("instances of identity can be made")

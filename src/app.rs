@@ -1,6 +1,7 @@
 //! `App`: chooses each body of each trait, once, and runs what it built.
 
 mod backends;
+mod gpus;
 mod parts;
 mod security;
 
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::backends::backends;
+use self::gpus::Gpus;
 use self::parts::{LoadingRuntime, disk_opener, open_devices, open_pool, open_repository, reporter, resources};
 use self::security::Security;
 use crate::artifact::start_write_back;
@@ -24,6 +26,8 @@ use crate::cache::response::ResponseCache;
 use crate::config::security::TlsPort;
 use crate::config::{ModelControl, ServerConfig, UnknownConfigFields};
 use crate::device::allocator::fix_thresholds;
+use crate::device::cuda::driver::Driver;
+use crate::device::cuda::gpu::Cuda;
 use crate::device::monitor::DeviceMonitor;
 use crate::device::selection::select;
 use crate::error::{Error, Result};
@@ -72,6 +76,21 @@ pub struct Machine {
     pub gpus: std::result::Result<Vec<u32>, String>,
     /// What the devices say of their memory.
     pub monitor: Arc<dyn DeviceMonitor>,
+    /// The driver through which GPUs are opened and their memory is handed out; without it, runtimes take that by
+    /// themselves.
+    pub cuda: Option<Cuda>,
+}
+
+impl Machine {
+    /// This machine.
+    #[must_use]
+    pub fn here() -> Self {
+        let driver = Driver::open();
+        let monitor = open_devices();
+        let cuda = driver.and_then(|driver| Cuda::find(driver, &monitor.gpus()));
+        let gpus = cuda.as_ref().map(Cuda::gpus).map_err(Clone::clone);
+        Self { gpus, monitor: Arc::new(monitor), cuda: cuda.ok() }
+    }
 }
 
 /// The sockets the server listens on.
@@ -154,11 +173,7 @@ impl App {
     /// # Errors
     /// As [`App::build`].
     pub fn build_with(config: ServerConfig, backends: BackendRegistry) -> Result<Self> {
-        let machine = Machine {
-            gpus: Err("this version runs models on the cpu only".to_owned()),
-            monitor: Arc::new(open_devices()),
-        };
-        Self::build_on(config, backends, machine)
+        Self::build_on(config, backends, Machine::here())
     }
 
     /// Builds the server as if the machine had other devices: for tests.
@@ -166,7 +181,7 @@ impl App {
     /// # Errors
     /// As [`App::build`].
     pub fn build_on(config: ServerConfig, backends: BackendRegistry, machine: Machine) -> Result<Self> {
-        let Machine { gpus, monitor } = machine;
+        let Machine { gpus, monitor, cuda } = machine;
         fix_thresholds();
         let loading = LoadingRuntime::start(&config)?;
         let security = Security::open(&config.security)?;
@@ -185,6 +200,8 @@ impl App {
         }
         let selection = select(&config.devices, &gpus)?;
         tracing::info!(devices = ?selection.devices, reason = selection.reason, "devices chosen");
+        let mut gpus = Gpus::open(cuda, &selection.devices, &config.cache, &*monitor)?;
+        let monitor = gpus.watched(monitor);
         let resources = resources(&config.rate_limit, &selection.devices);
         let mut executors = Vec::new();
         let mut devices = Vec::new();
@@ -197,9 +214,11 @@ impl App {
                 short_ways,
                 resources.clone().unwrap_or_default(),
             )?;
-            let pool = open_pool(&config.cache, device, &*monitor)?;
+            let pool = open_pool(&config.cache, device, &*monitor, gpus.host_limit())?;
+            let gpu = gpus.hand_out(device, pool.room().limit, config.executor_threads)?;
             devices.push(DevicePlace {
                 pool,
+                gpu,
                 executor: executor.handle(),
                 threads: config.executor_threads,
                 resources: resources.clone(),
@@ -225,6 +244,7 @@ impl App {
             loading: loading.handle.clone(),
             meter: Arc::default(),
             responses: ResponseCache::new(config.cache.response_bytes),
+            host: gpus.host_tier(&config.cache),
             backends: Arc::new(backends),
             devices,
             queue_capacity: config.queue_capacity,

@@ -198,6 +198,8 @@ pub struct CacheConfig {
     pub capacity: Amount,
     /// How much of the devices' memory models may take; the default where a device is not named.
     pub memory_limits: Vec<MemoryLimit>,
+    /// How much host memory the weights of models that sleep may take, of what is free at start.
+    pub host_limit: Amount,
     /// Who makes room.
     pub eviction: Eviction,
     /// Which models go first.
@@ -286,6 +288,8 @@ pub struct ServerConfig {
     pub backend_directory: Option<PathBuf>,
     /// The libtorch folder, where the operator named one.
     pub libtorch_dir: Option<PathBuf>,
+    /// Whether packages of AOTInductor, which are native code, are run.
+    pub allow_aotinductor: bool,
     /// Where runtimes are installed.
     pub runtime_dir: PathBuf,
     /// Whether clients may use shared memory.
@@ -354,14 +358,14 @@ impl ServeOptions {
         }
         or! {
             model_repository, model_control, load_model, unknown_config_fields, load_concurrency, max_copies, load_retry_ms,
-            repository_poll_s, retain, pin_model, prefetch_model, cache_dir, cache_capacity, memory_limit, eviction,
+            repository_poll_s, retain, pin_model, prefetch_model, cache_dir, cache_capacity, memory_limit, host_memory_limit, eviction,
             eviction_policy, min_residency_ms, room_wait_ms, response_cache_bytes, fetch_concurrency, fetch_parts, fetch_timeout_ms,
             s3_anonymous, s3_region, s3_endpoint, s3_path_style, address, http_port, grpc_port, grpc_max_message_bytes, grpc_max_concurrent_streams,
             grpc_keepalive_time_ms, grpc_keepalive_timeout_ms, grpc_infer_response_compression_level, metrics_port, metrics_models, cloudwatch, cloudwatch_namespace, cloudwatch_variant, cloudwatch_period_s, cloudwatch_region, cloudwatch_endpoint, sagemaker_port,
             sagemaker, sagemaker_model, sagemaker_model_root, sagemaker_inference_type, sagemaker_ping, endpoint_name, endpoint_keys,
             endpoint_max_payload_bytes, endpoint_load_wait_ms, endpoint_load_limit_ms, tls_cert, tls_key,
             tls_client_ca, tls_ports, access_tokens, port_file, device, executor_threads, io_threads, onnxruntime_library,
-            backend_directory, libtorch_dir, runtime_dir, allow_client_shm, max_connections, queue_capacity, rate_limit, rate_limit_resource, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, drain_notice_s, log,
+            backend_directory, libtorch_dir, allow_aotinductor, runtime_dir, allow_client_shm, max_connections, queue_capacity, rate_limit, rate_limit_resource, request_timeout_ms, max_json_bytes, max_body_bytes, drain_grace_s, drain_notice_s, log,
             log_format, trace_config,
         }
     }
@@ -411,6 +415,7 @@ impl ServeOptions {
                 },
                 capacity: self.cache_capacity.unwrap_or(Amount::Fraction(0.8)),
                 memory_limits: self.memory_limit.unwrap_or_default(),
+                host_limit: self.host_memory_limit.unwrap_or(Amount::Fraction(0.5)),
                 // The platform chooses who leaves.
                 eviction: self.eviction.unwrap_or(match mode {
                     SageMakerMode::MultiModel => Eviction::External,
@@ -447,6 +452,7 @@ impl ServeOptions {
             onnxruntime_library: self.onnxruntime_library,
             backend_directory: self.backend_directory.or_else(folders::default_backend_directory),
             libtorch_dir: self.libtorch_dir,
+            allow_aotinductor: self.allow_aotinductor.unwrap_or(false),
             runtime_dir: match self.runtime_dir {
                 Some(dir) => dir,
                 None => default_runtime_dir()?,

@@ -1,6 +1,7 @@
 //! `InferenceServer`: what the server does, in the words of no protocol.
 
 mod cached;
+mod devices;
 pub mod digest;
 mod ensemble;
 mod gpu_gauges;
@@ -109,7 +110,7 @@ impl InferenceServer {
     /// model does not make it unready.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.0.started.load(Ordering::Acquire) && !self.is_draining()
+        self.0.started.load(Ordering::Acquire) && !self.is_draining() && !self.has_lost_its_gpus()
     }
 
     /// Whether it is on its way out.
@@ -171,6 +172,12 @@ impl InferenceServer {
         };
         let handle = self.0.models.resident(name, version)?.filter(|handle| !handle.is_part());
         handle.ok_or_else(|| Error::not_found(text))
+    }
+
+    /// Whether a model, or a version of it, answers without a load: it is in memory, or sleeps and is woken by a request.
+    #[must_use]
+    pub fn is_model_ready(&self, name: &str, version: Option<Version>) -> bool {
+        self.resident_model(name, version).is_ok() || self.0.models.is_asleep(name, version)
     }
 
     /// Loads a model, or a fresh copy of it; `config` stands in for the repository's configuration.
@@ -260,7 +267,7 @@ impl InferenceServer {
     /// The versions of one model that are in memory, ascending.
     #[must_use]
     pub fn versions_of(&self, name: &str) -> Vec<Arc<LoadedVersion>> {
-        self.0.models.resident_model(name).map(|model| model.versions().to_vec()).unwrap_or_default()
+        self.0.models.resident_or_asleep(name).map(|model| model.versions().to_vec()).unwrap_or_default()
     }
 
     /// The names of the models in memory, in no order.
@@ -459,6 +466,9 @@ impl InferenceServer {
             self.0.metrics.set_labelled(defs::TIER_LIMIT, &labels, book.limit as f64);
             self.0.metrics.set_labelled(defs::TIER_BOOKED, &labels, book.booked as f64);
             self.0.metrics.set_labelled(defs::TIER_MODELS, &labels, book.models as f64);
+        }
+        if let Some(pinned) = self.0.models.pinned() {
+            gpu_gauges::set_pinned(&self.0.metrics, pinned);
         }
         #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
         self.0.metrics.loads_waiting.set(self.0.models.loads_waiting() as f64);

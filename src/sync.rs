@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
-/// Counts users of something that can be retired once: after [`PinCount::retire`] nobody new gets in, and
+/// Counts users of something that can be retired: after [`PinCount::retire`] nobody new gets in, and
 /// [`PinCount::drained`] waits until the last one left.
 #[derive(Debug, Default)]
 pub struct PinCount {
@@ -40,6 +40,11 @@ impl PinCount {
         if self.state.fetch_or(RETIRED, Ordering::AcqRel) & !RETIRED == 0 {
             self.drained.notify_waiters();
         }
+    }
+
+    /// Lets users in again, after [`PinCount::drained`].
+    pub fn reopen(&self) {
+        self.state.fetch_and(!RETIRED, Ordering::AcqRel);
     }
 
     /// How many users there are.
@@ -79,6 +84,18 @@ mod tests {
         pins.unpin();
         assert!(futures_util::poll!(drained.as_mut()).is_ready());
         assert_eq!(pins.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_count_that_is_reopened_lets_users_in_and_can_be_retired_again() {
+        let pins = PinCount::default();
+        pins.retire();
+        pins.drained().await;
+        pins.reopen();
+        assert!(pins.try_pin());
+        pins.retire();
+        assert!(!pins.try_pin());
+        assert_eq!(pins.count(), 1);
     }
 
     #[tokio::test]

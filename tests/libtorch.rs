@@ -11,8 +11,9 @@
 use std::path::{Path, PathBuf};
 
 use roundhouse::backend::conformance::{Case, backend_conformance};
-use roundhouse::backend::plugin::Plugin;
+use roundhouse::backend::placement::Placement;
 use roundhouse::backend::plugin::libtorch::Libtorch;
+use roundhouse::backend::plugin::{Opening, Plugin};
 use roundhouse::backend::{Backend, Batch, Model, ModelFiles};
 use roundhouse::config::default_runtime_dir;
 use roundhouse::device::allocator::Trimmer;
@@ -31,7 +32,8 @@ fn backend() -> Plugin {
         plugin.unwrap_or_else(|| panic!("ROUNDHOUSE_PYTORCH_PLUGIN names no plugin: run `make libtorch-test`"));
     let named = std::env::var_os("ROUNDHOUSE_LIBTORCH_DIR").map(PathBuf::from);
     let libtorch = Libtorch::find(named.as_deref(), &default_runtime_dir().unwrap()).unwrap();
-    Plugin::open(&plugin, &libtorch.libraries, 2).unwrap_or_else(|error| panic!("{}", error.report()))
+    Plugin::open(&plugin, &Opening { first: libtorch.libraries, executor_threads: 2, ..Opening::default() })
+        .unwrap_or_else(|error| panic!("{}", error.report()))
 }
 
 fn fixture(name: &str) -> PathBuf {
@@ -60,7 +62,7 @@ fn vectors(inputs: &[&str], outputs: &[&str]) -> String {
 }
 
 fn load(backend: &Plugin, file: &str, text: &str) -> Result<Box<dyn Model>> {
-    backend.load(&files(&fixture(file)), &config(text), DeviceId::Cpu)
+    backend.load(&files(&fixture(file)), &config(text), &Placement::of(DeviceId::Cpu))
 }
 
 fn tensor<T: Element>(shape: &[i64], elements: Vec<T>) -> Tensor {
@@ -210,7 +212,7 @@ fn what_cannot_be_served_is_refused_with_the_mend_and_others_are_undisturbed() {
     }
     for bytes in [&whole[..whole.len() / 2], &spoiled] {
         std::fs::write(&torn, bytes).unwrap();
-        let error = backend.load(&files(&torn), &config(&two), DeviceId::Cpu).err().unwrap();
+        let error = backend.load(&files(&torn), &config(&two), &Placement::of(DeviceId::Cpu)).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{}", error.report());
     }
     assert_eq!(run(&*sound, &[("x", &[1.0]), ("y", &[2.0])]).unwrap(), [vector(&[3.0])]);

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use roundhouse::backend::onnxruntime::{NAME, OnnxRuntime, encode};
+use roundhouse::backend::placement::Placement;
 use roundhouse::backend::runtime_paths::{ONNXRUNTIME_INSTALL, onnxruntime_path};
 use roundhouse::backend::{Backend, Batch, Model, ModelFiles, ModelMemory};
 use roundhouse::config::default_runtime_dir;
@@ -33,7 +34,7 @@ fn load(backend: &OnnxRuntime, folder: &std::path::Path) -> Box<dyn Model> {
         model_file: None,
         derived: None,
     };
-    backend.load(&files, &ModelConfig::minimal("m", NAME), DeviceId::Cpu).unwrap()
+    backend.load(&files, &ModelConfig::minimal("m", NAME), &Placement::of(DeviceId::Cpu)).unwrap()
 }
 
 #[test]

@@ -8,8 +8,9 @@ use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
 use roundhouse::backend::conformance::{Case, backend_conformance};
-use roundhouse::backend::plugin::Plugin;
+use roundhouse::backend::placement::Placement;
 use roundhouse::backend::plugin::discover::plugins;
+use roundhouse::backend::plugin::{Opening, Plugin};
 use roundhouse::backend::registry::BackendRegistry;
 use roundhouse::backend::{Backend, Batch, Execution, Model, ModelFiles, ModelMemory};
 use roundhouse::error::{Error, ErrorKind, Result};
@@ -18,6 +19,10 @@ use roundhouse::model_config::{ModelConfig, UnknownFields, parse};
 use roundhouse::tensor::{Element, Shape, Tensor};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn opening(executor_threads: usize) -> Opening {
+    Opening { executor_threads, ..Opening::default() }
+}
 
 /// Builds the echo backend into the folder this test was built to: cargo builds no shared library for a test by itself.
 fn echo() -> Plugin {
@@ -36,7 +41,7 @@ fn echo() -> Plugin {
         assert!(cargo.current_dir(ROOT).status().unwrap().success(), "the echo backend cannot be built");
         profile.join("libroundhouse_echo.so")
     });
-    Plugin::open(path, &[], 2).unwrap()
+    Plugin::open(path, &opening(2)).unwrap()
 }
 
 /// Compiles the backend in C.
@@ -70,7 +75,7 @@ fn tensor<T: Element>(elements: Vec<T>) -> Tensor {
 }
 
 fn load(backend: &dyn Backend, text: &str) -> Result<Box<dyn Model>> {
-    backend.load(&files(), &config(text), DeviceId::Cpu)
+    backend.load(&files(), &config(text), &Placement::of(DeviceId::Cpu))
 }
 
 fn run(model: &dyn Model, inputs: &[NamedTensor], outputs: &[usize]) -> Result<Execution> {
@@ -189,7 +194,7 @@ fn a_backend_in_c_against_the_header_alone_is_found_opened_and_run() {
     assert_eq!(found.name, "negate");
     let path = found.path.clone();
     let registry =
-        BackendRegistry::default().with_installed("negate", move || Ok(Arc::new(Plugin::open(&path, &[], 2)?)));
+        BackendRegistry::default().with_installed("negate", move || Ok(Arc::new(Plugin::open(&path, &opening(2))?)));
     let backend = registry.get("negate").unwrap();
     let case = Case {
         files: files(),
@@ -210,7 +215,7 @@ fn a_backend_in_c_against_the_header_alone_is_found_opened_and_run() {
 fn broken(define: &str) -> Error {
     let folder = tempfile::tempdir().unwrap();
     let library = negate(folder.path(), define);
-    let tried = Plugin::open(&library, &[], 2).and_then(|plugin| {
+    let tried = Plugin::open(&library, &opening(2)).and_then(|plugin| {
         let model = load(&plugin, "")?;
         run(&*model, &[named("x", numbers())], &[0])
     });
@@ -256,7 +261,7 @@ fn what_a_plugin_needs_first_is_opened_first_or_named() {
     let folder = tempfile::tempdir().unwrap();
     let library = negate(folder.path(), "BROKEN=SOUND");
     let missing = folder.path().join("libc10.so");
-    let error = Plugin::open(&library, &[missing], 1).err().unwrap();
+    let error = Plugin::open(&library, &Opening { first: vec![missing], ..opening(1) }).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NotReady);
     assert!(error.report().contains("libc10.so cannot be opened"), "{}", error.report());
 }

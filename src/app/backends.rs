@@ -1,23 +1,27 @@
 //! Which backends the server has: those built in, and the plugins of a folder.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::backend::identity::Identity;
 use crate::backend::onnxruntime::{self, OnnxRuntime};
-use crate::backend::plugin::Plugin;
 use crate::backend::plugin::discover::{Found, library_name, plugins};
 use crate::backend::plugin::libtorch::Libtorch;
+use crate::backend::plugin::{Opening, Plugin};
 use crate::backend::registry::BackendRegistry;
 use crate::backend::repeat::Repeat;
-use crate::backend::runtime_paths::onnxruntime_path;
+use crate::backend::runtime_paths::onnxruntime_choice;
 use crate::backend::{Backend, plugin};
-use crate::config::ServerConfig;
+use crate::config::{DeviceChoice, ServerConfig};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The backends of a configuration. Plugins are found here and opened by their first model.
 pub(super) fn backends(config: &ServerConfig) -> BackendRegistry {
-    let library = config.onnxruntime_library.clone().unwrap_or_else(|| onnxruntime_path(&config.runtime_dir));
+    let may_use_gpus = config.devices.iter().any(|device| *device != DeviceChoice::Cpu);
+    let library = config
+        .onnxruntime_library
+        .clone()
+        .unwrap_or_else(|| onnxruntime_choice(&config.runtime_dir, may_use_gpus, Path::is_file));
     let mut backends = BackendRegistry::default()
         .with(Arc::new(Identity))
         .with(Arc::new(Repeat))
@@ -31,9 +35,12 @@ pub(super) fn backends(config: &ServerConfig) -> BackendRegistry {
         backends = match (found.name.as_str(), &libtorch) {
             (plugin::libtorch::NAME, Err(why)) => backends.without(plugin::libtorch::NAME, why.clone()),
             (plugin::libtorch::NAME, Ok(libtorch)) => {
-                with_plugin(backends, found, libtorch.libraries.clone(), config.executor_threads)
+                with_plugin(backends, found, plugin::libtorch::opening(libtorch, config))
             }
-            _ => with_plugin(backends, found, Vec::new(), config.executor_threads),
+            _ => {
+                let opening = Opening { executor_threads: config.executor_threads, ..Opening::default() };
+                with_plugin(backends, found, opening)
+            }
         };
     }
     if backends.knows(plugin::libtorch::NAME) {
@@ -42,14 +49,14 @@ pub(super) fn backends(config: &ServerConfig) -> BackendRegistry {
     backends.without(plugin::libtorch::NAME, no_plugin(config.backend_directory.as_deref()))
 }
 
-fn with_plugin(backends: BackendRegistry, found: Found, first: Vec<PathBuf>, threads: usize) -> BackendRegistry {
+fn with_plugin(backends: BackendRegistry, found: Found, opening: Opening) -> BackendRegistry {
     // A name of the registry lives as long as the process; there are as many as files in a folder, once.
     let name: &'static str = found.name.leak();
-    backends.with_installed(name, move || open(name, &found.path, &first, threads))
+    backends.with_installed(name, move || open(name, &found.path, &opening))
 }
 
-fn open(name: &'static str, path: &Path, first: &[PathBuf], threads: usize) -> Result<Arc<dyn Backend>> {
-    let plugin = Plugin::open(path, first, threads)?;
+fn open(name: &'static str, path: &Path, opening: &Opening) -> Result<Arc<dyn Backend>> {
+    let plugin = Plugin::open(path, opening)?;
     if plugin.name() != name {
         return Err(Error::new(
             ErrorKind::NotReady,

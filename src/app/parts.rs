@@ -119,8 +119,14 @@ fn bytes_below(folder: &Path) -> u64 {
     bytes.fold(0, u64::saturating_add)
 }
 
-/// The book of a device's memory: as large as the configuration says, of what is free now.
-pub(super) fn open_pool(config: &CacheConfig, device: DeviceId, monitor: &dyn DeviceMonitor) -> Result<MemoryPool> {
+/// The book of a device's memory: as large as the configuration says, of what is free now. Of the host's, models that sleep
+/// may take `asleep` bytes.
+pub(super) fn open_pool(
+    config: &CacheConfig,
+    device: DeviceId,
+    monitor: &dyn DeviceMonitor,
+    asleep: u64,
+) -> Result<MemoryPool> {
     let memory = monitor.memory(device)?;
     let free = memory.total.saturating_sub(memory.used);
     let is_it = |choice: DeviceChoice| match choice {
@@ -129,15 +135,20 @@ pub(super) fn open_pool(config: &CacheConfig, device: DeviceId, monitor: &dyn De
         DeviceChoice::Gpu(index) => device == DeviceId::Gpu(index),
     };
     let given = config.memory_limits.iter().find(|limit| is_it(limit.device)).map(|limit| limit.amount);
-    // Answers that are kept lie beside the models.
-    let answers = if device == DeviceId::Cpu { config.response_bytes } else { 0 };
-    let limit = given.unwrap_or(Amount::Fraction(0.9)).of(free.saturating_sub(answers));
-    let policy: Box<dyn EvictionPolicy<Name>> = match config.rule {
-        EvictionRule::CostAware => Box::new(CostAware::default()),
-        EvictionRule::Lru => Box::new(Lru::default()),
-    };
+    // Answers that are kept lie beside the models, and so do models that sleep.
+    let others = if device == DeviceId::Cpu { config.response_bytes.saturating_add(asleep) } else { 0 };
+    let limit = given.unwrap_or(Amount::Fraction(0.9)).of(free.saturating_sub(others));
+    let policy = eviction_policy(config.rule);
     tracing::info!(%device, limit, free, "memory for models");
     Ok(MemoryPool::new(device, limit, config.min_residency, policy))
+}
+
+/// Who leaves a tier first.
+pub(super) fn eviction_policy(rule: EvictionRule) -> Box<dyn EvictionPolicy<Name>> {
+    match rule {
+        EvictionRule::CostAware => Box::new(CostAware::default()),
+        EvictionRule::Lru => Box::new(Lru::default()),
+    }
 }
 
 /// What tells CloudWatch, if it is to be told.

@@ -7,6 +7,7 @@ use crate::inference::{DeviceId, NamedTensor, NamedTensors};
 use crate::model_config::ModelConfig;
 use crate::tensor::Tensor;
 
+use super::placement::Placement;
 use super::{Backend, Batch, Model, ModelFiles, ModelInstance};
 
 /// Copies that are made and dropped to see that dropping frees.
@@ -41,7 +42,7 @@ pub fn backend_conformance(backend: &dyn Backend, case: &Case<'_>) -> Result<()>
     assert!(!backend.name().is_empty(), "a backend has a name");
     let alive = || case.alive.map_or(0, |alive| alive());
     let before = alive();
-    let model = backend.load(&case.files, &case.config, DeviceId::Cpu)?;
+    let model = backend.load(&case.files, &case.config, &Placement::of(DeviceId::Cpu))?;
     signature_is_sane(&*model, case);
     answers_are_right_and_repeat(&*model, case)?;
     instances_run_beside_each_other(&*model, case)?;
@@ -208,9 +209,9 @@ fn an_instance_outlives_its_model(model: Box<dyn Model>, case: &Case<'_>) -> Res
 
 /// Copies of a model, loaded and dropped one beside the other, as a reload does it.
 fn copies_are_apart(backend: &dyn Backend, case: &Case<'_>) -> Result<()> {
-    let mut old = backend.load(&case.files, &case.config, DeviceId::Cpu)?;
+    let mut old = backend.load(&case.files, &case.config, &Placement::of(DeviceId::Cpu))?;
     for _ in 0..COPIES {
-        let fresh = backend.load(&case.files, &case.config, DeviceId::Cpu)?;
+        let fresh = backend.load(&case.files, &case.config, &Placement::of(DeviceId::Cpu))?;
         drop(std::mem::replace(&mut old, fresh));
         answers_are_right_and_repeat(&*old, case)?;
     }

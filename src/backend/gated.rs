@@ -13,6 +13,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::identity::Identity;
+use super::placement::Placement;
 use super::repeat::element;
 use super::{Backend, Batch, Execution, Model, ModelFiles, ModelInstance, ModelMemory, Streamed};
 use crate::error::Error;
@@ -87,6 +88,8 @@ pub struct Gated(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
+    /// What stands behind the gates; `identity` where it is `None`.
+    inner: Option<Box<dyn Backend>>,
     state: Mutex<State>,
     opened: Condvar,
     changed: Notify,
@@ -116,6 +119,16 @@ struct Gate {
 }
 
 impl Gated {
+    /// Gates before another backend than `identity`.
+    #[must_use]
+    pub fn over(inner: impl Backend + 'static) -> Self {
+        Self(Arc::new(Shared { inner: Some(Box::new(inner)), ..Shared::default() }))
+    }
+
+    fn inner(&self) -> &dyn Backend {
+        self.0.inner.as_deref().unwrap_or(&Identity)
+    }
+
     /// Closes the gate before a step of `model`.
     pub fn close(&self, model: &str, step: Step) {
         self.change(model, |known| {
@@ -297,22 +310,30 @@ impl Backend for Gated {
         ""
     }
 
+    fn on_gpu(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn known_parameters(&self) -> &'static [&'static str] {
-        &["holds_bytes"]
+        match &self.0.inner {
+            None => &["holds_bytes"],
+            Some(inner) => inner.known_parameters(),
+        }
     }
 
     fn streams(&self) -> bool {
         true
     }
 
-    fn load(&self, files: &ModelFiles, config: &ModelConfig, device: DeviceId) -> Result<Box<dyn Model>> {
+    fn load(&self, files: &ModelFiles, config: &ModelConfig, placement: &Placement) -> Result<Box<dyn Model>> {
         let model = config.name.as_str();
         self.change(model, |known| known.counts.loads_begun += 1);
         let _ending = Ending { gated: self, model, count: |counts| &mut counts.loads_ended };
         self.pass(model, Step::Load, None)?;
-        let inner = Identity.load(files, config, device)?;
+        let inner = self.inner().load(files, config, placement)?;
         let holds = config.parameters.get("holds_bytes").and_then(|text| text.parse().ok()).unwrap_or_default();
         let alive = Alive::new(self, model, |counts| &mut counts.live_models);
+        let device = placement.device();
         Ok(Box::new(GatedModel { inner, device, has_batches: config.max_batch_size > 0, holds, alive }))
     }
 }
@@ -415,7 +436,7 @@ mod tests {
         gated.close("m", Step::Load);
         let loading = tokio::task::spawn_blocking({
             let gated = gated.clone();
-            move || gated.load(&files(), &config("m"), DeviceId::Cpu)
+            move || gated.load(&files(), &config("m"), &Placement::of(DeviceId::Cpu))
         });
         let counts = gated.until("m", |counts| counts.loads_begun == 1).await;
         assert_eq!(counts.loads_ended, 0);
@@ -433,7 +454,7 @@ mod tests {
         let gated = Gated::default();
         gated.fail_next("m", Step::Load, Fault::Error(Error::internal("first")));
         gated.fail_next("m", Step::Load, Fault::Panic("second"));
-        let load = || gated.load(&files(), &config("m"), DeviceId::Cpu);
+        let load = || gated.load(&files(), &config("m"), &Placement::of(DeviceId::Cpu));
         assert_eq!(load().err().unwrap().to_string(), "first");
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)).is_err());
         assert!(load().is_ok());

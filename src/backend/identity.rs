@@ -4,9 +4,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::placement::Placement;
 use super::{Backend, Batch, Execution, Model, ModelFiles, ModelInstance};
 use crate::error::{Error, Result};
-use crate::inference::DeviceId;
 use crate::inference::NamedTensor;
 use crate::model_config::ModelConfig;
 use crate::model_config::complete::{RuntimeSignature, TensorSignature};
@@ -44,7 +44,11 @@ impl Backend for Identity {
         ""
     }
 
-    fn load(&self, _files: &ModelFiles, config: &ModelConfig, _device: DeviceId) -> Result<Box<dyn Model>> {
+    fn on_gpu(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn load(&self, _files: &ModelFiles, config: &ModelConfig, _placement: &Placement) -> Result<Box<dyn Model>> {
         let signature = signature(config);
         let known = config.sequence_batching.as_ref();
         let more = known.map_or(0, |sequences| sequences.inputs().count());

@@ -8,17 +8,20 @@ pub mod conformance;
 pub mod gated;
 pub mod identity;
 pub mod onnxruntime;
+pub mod placement;
 pub mod plugin;
 pub mod registry;
 pub mod repeat;
 pub mod runtime_paths;
+#[cfg(any(test, feature = "test-util"))]
+pub mod weights;
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use self::placement::Placement;
 use crate::error::{Error, Result};
-use crate::inference::DeviceId;
 use crate::inference::{NamedTensor, NamedTensors, Version};
 use crate::model_config::ModelConfig;
 use crate::model_config::complete::RuntimeSignature;
@@ -96,12 +99,21 @@ pub trait Backend: Send + Sync {
     /// The file in a version folder that is loaded where `default_model_filename` is not set; empty for none.
     fn default_model_file(&self) -> &'static str;
 
+    /// Whether its models can be on GPUs. Where they cannot, models that name no device are on the CPU.
+    ///
+    /// # Errors
+    /// Why not, and the mend.
+    fn on_gpu(&self) -> Result<()> {
+        Err(Error::unsupported(format!("the {} backend runs on the cpu alone", self.name())))
+    }
+
     /// Loads one version of a model onto a device. Blocking: minutes are possible.
     ///
     /// # Errors
     /// `InvalidArgument` if the files are not what this runtime reads, `NotFound` if they are missing, `Unsupported` for
-    /// what the runtime lacks, `BackendFailed` for the rest.
-    fn load(&self, files: &ModelFiles, config: &ModelConfig, device: DeviceId) -> Result<Box<dyn Model>>;
+    /// what the runtime lacks, `OutOfDeviceMemory` where the placement's share of memory does not do, `BackendFailed` for the
+    /// rest.
+    fn load(&self, files: &ModelFiles, config: &ModelConfig, placement: &Placement) -> Result<Box<dyn Model>>;
 }
 
 /// A loaded version of a model: its weights.

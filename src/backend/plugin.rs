@@ -26,6 +26,7 @@ use smallvec::SmallVec;
 use self::library::{Library, Table};
 use self::outputs::Given;
 use self::request::Request;
+use super::placement::Placement;
 use super::{Backend, Batch, Execution, Model, ModelFiles, ModelInstance, ModelMemory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::{DeviceId, NamedTensor, NamedTensors};
@@ -38,14 +39,25 @@ pub struct Plugin {
     library: &'static Library,
 }
 
+/// What a plugin is opened with.
+#[derive(Clone, Debug, Default)]
+pub struct Opening {
+    /// Libraries that are opened before it, since it needs them and they are found nowhere else.
+    pub first: Vec<PathBuf>,
+    /// How many threads of the server run models on the CPU at a time.
+    pub executor_threads: usize,
+    /// What the operator set for the backend as a whole, keys and values. Those of the first opening count.
+    pub settings: Vec<(String, String)>,
+}
+
 impl Plugin {
-    /// Opens a library, after those of `first`, which it needs and which are found nowhere else.
+    /// Opens a library.
     ///
     /// # Errors
     /// `NotReady` with the reason if a library cannot be opened, is no backend, was built against another version of the
     /// ABI, or says that it cannot be used.
-    pub fn open(path: &Path, first: &[PathBuf], executor_threads: usize) -> Result<Self> {
-        Ok(Self { library: library::open(path, first, executor_threads)? })
+    pub fn open(path: &Path, opening: &Opening) -> Result<Self> {
+        Ok(Self { library: library::open(path, opening)? })
     }
 
     /// What the backend says that it is; may be empty.
@@ -80,7 +92,16 @@ impl Backend for Plugin {
         self.library.default_model_file
     }
 
-    fn load(&self, files: &ModelFiles, config: &ModelConfig, device: DeviceId) -> Result<Box<dyn Model>> {
+    fn on_gpu(&self) -> Result<()> {
+        // It tells a GPU's memory where it can use one.
+        self.device_memory(DeviceId::Gpu(0)).map(drop).ok_or_else(|| {
+            Error::unsupported(format!("the {} backend sees no GPU: it may be built for the cpu", self.name()))
+        })
+    }
+
+    fn load(&self, files: &ModelFiles, config: &ModelConfig, placement: &Placement) -> Result<Box<dyn Model>> {
+        // It counts devices as CUDA does.
+        let device = placement.share().map_or(placement.device(), |share| DeviceId::Gpu(share.ordinal()));
         let request = Request::new(files, config, device, self.default_model_file())?;
         let table = &self.library.table;
         let mut error = abi::RoundhouseError::empty();

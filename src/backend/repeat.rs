@@ -13,9 +13,10 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use super::placement::Placement;
 use super::{Backend, Batch, Execution, Model, ModelFiles, ModelInstance, Streamed};
 use crate::error::{Error, Result};
-use crate::inference::{DeviceId, NamedTensor, NamedTensors};
+use crate::inference::{NamedTensor, NamedTensors};
 use crate::model_config::ModelConfig;
 use crate::model_config::complete::{RuntimeSignature, TensorSignature};
 use crate::tensor::{DataType, Shape, Tensor};
@@ -48,7 +49,11 @@ impl Backend for Repeat {
         ""
     }
 
-    fn load(&self, _files: &ModelFiles, config: &ModelConfig, _device: DeviceId) -> Result<Box<dyn Model>> {
+    fn on_gpu(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn load(&self, _files: &ModelFiles, config: &ModelConfig, _placement: &Placement) -> Result<Box<dyn Model>> {
         if !config.decoupled {
             return Err(Error::invalid(
                 "the repeat backend gives many answers to a request: set model_transaction_policy { decoupled: true }",
@@ -191,6 +196,7 @@ impl ModelInstance for RepeatModel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inference::DeviceId;
     use crate::model_config::{UnknownFields, parse};
 
     const GOOD: &str = "name: 'm' backend: 'repeat' model_transaction_policy { decoupled: true }
@@ -207,7 +213,7 @@ mod tests {
             model_file: None,
             derived: None,
         };
-        Repeat.load(&files, &config, DeviceId::Cpu)
+        Repeat.load(&files, &config, &Placement::of(DeviceId::Cpu))
     }
 
     fn named(name: &str, tensor: Tensor) -> NamedTensor {

@@ -265,6 +265,19 @@ impl MemoryPool {
         table.make_room_sparing(0, now, busy).unwrap_or_default()
     }
 
+    /// Chooses who leaves so that `bytes` come back that the book does not miss; nobody where all that may go would not do.
+    #[must_use]
+    pub fn reclaim(&self, bytes: u64, now: Instant, busy: Busy<'_>) -> Eviction<Name> {
+        self.count_uses(now);
+        let mut table = self.0.table.lock();
+        let limit = table.limit();
+        let short = table.booked().saturating_sub(bytes);
+        table.set_limit(short);
+        let chosen = table.make_room_sparing(0, now, busy);
+        table.set_limit(limit);
+        chosen.unwrap_or_default()
+    }
+
     /// Whether a model of so many bytes would be let in if the copy of it that is there were gone.
     #[must_use]
     pub fn would_fit_without(&self, name: &Name, bytes: u64, now: Instant, busy: Busy<'_>) -> bool {

@@ -1,10 +1,13 @@
 //! `roundhouse gpu-check`: what only a GPU can show, for `docs/gpu.md`. Hidden from users: it says nothing about a server.
 
+mod session;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 use serde_json::json;
 
+use self::session::SessionArgs;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::check::{Report, check};
 
@@ -21,6 +24,8 @@ pub struct GpuCheckArgs {
 pub enum GpuCheckCommand {
     /// Compare each kernel with its twin on the CPU, and its speed with that of a plain copy
     Kernels(KernelArgs),
+    /// Run an ONNX model in a loop with nothing around it
+    Session(SessionArgs),
 }
 
 /// What `roundhouse gpu-check kernels` was asked.
@@ -43,9 +48,12 @@ pub struct KernelArgs {
 /// Runs the check.
 ///
 /// # Errors
-/// `Unsupported` where there is no GPU or no NVRTC, `BackendFailed` if a kernel gave a wrong answer.
+/// `Unsupported` where there is no GPU or no NVRTC, `BackendFailed` if a kernel gave a wrong answer; what is wrong with a model.
 pub fn run(args: &GpuCheckArgs) -> Result<()> {
-    let GpuCheckCommand::Kernels(args) = &args.command;
+    let args = match &args.command {
+        GpuCheckCommand::Kernels(args) => args,
+        GpuCheckCommand::Session(args) => return session::run(args),
+    };
     let report = check(args.gpu, args.nvrtc.clone(), args.cache.clone())?;
     let mut out = io::stdout().lock();
     let printed = if args.json { print_json(&mut out, &report) } else { print_table(&mut out, &report) };

@@ -70,6 +70,8 @@ pub struct ListArgs {
 pub enum Runtime {
     /// ONNX Runtime for the CPU.
     Onnxruntime,
+    /// ONNX Runtime for NVIDIA GPUs, with the libraries of CUDA 13 and cuDNN 9 that it needs: two gigabytes.
+    OnnxruntimeGpu,
     /// libtorch for the CPU, with its headers, for the pytorch backend: half a gigabyte.
     Libtorch,
 }
@@ -78,7 +80,7 @@ impl Runtime {
     /// What of it is loaded: where it lies in its folder.
     const fn library(self) -> &'static str {
         match self {
-            Self::Onnxruntime => ONNXRUNTIME_LIBRARY,
+            Self::Onnxruntime | Self::OnnxruntimeGpu => ONNXRUNTIME_LIBRARY,
             Self::Libtorch => "torch/lib/libtorch_cpu.so",
         }
     }
@@ -107,7 +109,7 @@ pub fn run(args: &RuntimeArgs, runtime_dir: &Path) -> Result<()> {
         }
         RuntimeCommand::List(list_args) => {
             let runtime_dir = absolute(list_args.dir.as_deref().unwrap_or(runtime_dir))?;
-            say(&format!("{:<13}{:<9}{:<12}PATH", "RUNTIME", "VERSION", "STATE"));
+            say(&format!("{:<16}{:<9}{:<12}PATH", "RUNTIME", "VERSION", "STATE"));
             for runtime in Runtime::value_variants() {
                 let Some(package) = packages(*runtime).first() else { continue };
                 let folder = (package.folder)(&runtime_dir);
@@ -116,7 +118,7 @@ pub fn run(args: &RuntimeArgs, runtime_dir: &Path) -> Result<()> {
                     Err(error) => error.report(),
                 };
                 let path = folder.join(runtime.library());
-                say(&format!("{:<13}{:<9}{state:<12}{}", package.name, package.version, path.display()));
+                say(&format!("{:<16}{:<9}{state:<12}{}", package.name, package.version, path.display()));
             }
             Ok(())
         }

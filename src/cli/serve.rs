@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{self, Addresses, App, Listeners};
-use crate::backend::plugin::libtorch::have_openmp_sleep;
+use crate::backend::plugin::libtorch::prepare_process;
 use crate::config::ServeOptions;
 use crate::device::priority::hasten_this_thread;
 use crate::error::{Error, Result};
@@ -21,7 +21,7 @@ const BLOCKING_THREADS: usize = 64;
 /// `InvalidArgument` for a wrong configuration, or why the server could not start.
 pub fn run(options: ServeOptions) -> Result<()> {
     let config = options.resolve()?;
-    have_openmp_sleep();
+    prepare_process();
     logging::init(&config.log, config.log_format)?;
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     config.notes.iter().for_each(|note| tracing::info!("{note}"));

@@ -102,6 +102,11 @@ pub struct ServeOptions {
     )]
     pub memory_limit: Option<Vec<MemoryLimit>>,
 
+    /// How much host memory models may take that had to leave a GPU and sleep: bytes, a size such as 64GiB, or a fraction of
+    /// what is free at start; 0 for none. It is locked as it is needed. [default: 0.5]
+    #[arg(long, value_name = "SIZE", env = "ROUNDHOUSE_HOST_MEMORY_LIMIT", help_heading = "Cache and memory")]
+    pub host_memory_limit: Option<Amount>,
+
     /// Who makes room: the server (automatic), or whoever operates it (external): then a load without room fails.
     /// [default: automatic; external in a SageMaker container with many models]
     #[arg(long, value_enum, env = "ROUNDHOUSE_EVICTION", help_heading = "Cache and memory")]
@@ -339,6 +344,11 @@ pub struct ServeOptions {
     /// [default: what `roundhouse runtime install libtorch` installed]
     #[arg(long, value_name = "DIR", env = "ROUNDHOUSE_LIBTORCH_DIR", help_heading = "Running")]
     pub libtorch_dir: Option<PathBuf>,
+
+    /// Whether packages of AOTInductor (.pt2) are run, which are native code: for repositories whose writers are trusted
+    /// with this machine. [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", env = "ROUNDHOUSE_ALLOW_AOTINDUCTOR", help_heading = "Running")]
+    pub allow_aotinductor: Option<bool>,
 
     /// Where runtimes are installed. [default: ~/.cache/roundhouse/runtime]
     #[arg(long, value_name = "DIR", env = "ROUNDHOUSE_RUNTIME_DIR", help_heading = "Running")]

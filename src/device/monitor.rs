@@ -65,6 +65,23 @@ pub struct GpuReading {
     pub health: GpuHealth,
 }
 
+impl GpuReading {
+    /// One that says nothing of itself, against which nothing speaks.
+    #[must_use]
+    pub const fn unknown() -> Self {
+        Self {
+            utilization: None,
+            memory_utilization: None,
+            power: None,
+            power_limit: None,
+            energy: None,
+            temperature: None,
+            processes: Vec::new(),
+            health: GpuHealth::Well,
+        }
+    }
+}
+
 /// Reads devices: NVML for GPUs, cgroup v2 and /proc for the host.
 pub trait DeviceMonitor: Send + Sync {
     /// The memory of `device`.

@@ -61,6 +61,8 @@ pub fn readiness(server: &InferenceServer) -> Result<()> {
         Ok(())
     } else if server.is_draining() {
         Err(Error::not_ready("the server is shutting down"))
+    } else if let Some((device, why)) = server.sick_devices().first() {
+        Err(Error::not_ready(format!("no GPU is left: {device}: {why}")))
     } else {
         Err(Error::not_ready("the models asked for at start are still being loaded"))
     }

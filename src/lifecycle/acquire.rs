@@ -131,6 +131,9 @@ impl ModelManager {
                 return Err(unknown(name, version));
             }
             let slot = self.slot(name);
+            // What sleeps is loaded, whoever asks.
+            let sleeps = slot.asleep().is_some();
+            let explicit = explicit && !sleeps;
             let waiter = match slot.enter_if_absent(self.0.options.load_retry) {
                 Entered::Wait(waiter) => {
                     waiter.flight().wanted_by(until);
@@ -170,7 +173,10 @@ impl ModelManager {
                 self.0.waited.fetch_add(1, Ordering::Relaxed);
                 self.0.metrics.lookups_miss.increment(1);
                 self.0.metrics.load_wait_seconds.record(waited.as_secs_f64());
-                let from = slot.story().last_load.map_or(Tier::Disk, |load| load.from);
+                let from = match sleeps {
+                    true => Tier::Host,
+                    false => slot.story().last_load.map_or(Tier::Disk, |load| load.from),
+                };
                 return Ok(handle.after(from, waited));
             }
         }

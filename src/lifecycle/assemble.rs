@@ -16,6 +16,7 @@ use super::loader::DevicePlace;
 use super::members::{member, members as members_of};
 use super::plan::Plan;
 use super::warm_up::WarmUp;
+use crate::backend::placement::Placement;
 use crate::backend::{Model, ModelFiles};
 use crate::cache::response::ResponseCache;
 use crate::error::{Error, ErrorKind, Result};
@@ -31,22 +32,22 @@ use crate::sync::PinCount;
 /// The largest file of class names, in bytes.
 const MAX_LABEL_BYTES: u64 = 16 << 20;
 
-/// Loads one version on each of its devices and warms it up; `None` where nobody waits for it any more. Gives the runtime's
-/// models in the order of the devices. Blocking.
+/// Loads one version on each of its devices, which are `placements` in their order, and warms it up; `None` where nobody
+/// waits for it any more. Gives the runtime's models in the order of the devices. Blocking.
 pub(super) fn load_version(
-    plan: &Plan,
-    version: Version,
+    (plan, version): (&Plan, Version),
+    placements: &[Placement],
     began: Instant,
     home: &Arc<Home>,
     flight: &Arc<Flight>,
 ) -> Result<Option<(LoadedVersion, Models)>> {
     let files = files_of(plan, version);
     let mut models: SmallVec<[Arc<dyn Model>; 1]> = SmallVec::new();
-    for (_, place) in &plan.sites {
+    for placement in placements {
         if !flight.is_wanted() {
             return Ok(None);
         }
-        models.push(plan.backend.load(&files, &plan.config, place.device())?.into());
+        models.push(plan.backend.load(&files, &plan.config, placement)?.into());
     }
     let first = models.first().ok_or_else(|| Error::internal("a model without a device"))?;
     let config = plan.complete(first.signature())?;
@@ -107,9 +108,14 @@ pub(super) struct Another<'a> {
 impl Another<'_> {
     /// Loads the version on another device and has its groups there take work; `None` where nobody waits for it any
     /// more. Gives the names of the members, by group. Blocking.
-    pub(super) fn copy(&self, groups: &[InstanceGroup], place: &DevicePlace) -> Result<Option<Joined>> {
+    pub(super) fn copy(
+        &self,
+        groups: &[InstanceGroup],
+        place: &DevicePlace,
+        placement: &Placement,
+    ) -> Result<Option<Joined>> {
         let files = files_of(self.plan, self.loaded.id.version);
-        let model: Arc<dyn Model> = self.plan.backend.load(&files, &self.plan.config, place.device())?.into();
+        let model: Arc<dyn Model> = self.plan.backend.load(&files, &self.plan.config, placement)?.into();
         let warm_up = self.warm_up()?;
         let model = warm_up.around(model);
         let members = groups.iter().map(|group| member(group, place, &model)).collect::<Result<Vec<_>>>()?;

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::handle::{Resident, Versions};
+use crate::backend::placement::GpuShare;
 use crate::backend::{Model, ModelMemory};
 use crate::cache::memory_pool::{MemoryLease, MemoryPool};
 use crate::error::{Error, Result};
@@ -18,6 +19,10 @@ use crate::scheduler::queue::{MemberId, Remains};
 pub(super) struct DeviceCopy {
     pub(super) pool: MemoryPool,
     pub(super) lease: Mutex<Option<MemoryLease>>,
+    /// Its share of the device's memory, where that is ours to hand out.
+    pub(super) share: Mutex<Option<GpuShare>>,
+    /// Its place in host memory, while it sleeps.
+    pub(super) host_lease: Mutex<Option<MemoryLease>>,
     /// Bytes of the lease without what runs have taken since.
     pub(super) loaded_bytes: u64,
     /// Whether the runtime counts all bytes itself.
@@ -50,6 +55,8 @@ impl DeviceCopy {
             pool: lease.pool().clone(),
             loaded_bytes: lease.bytes(),
             lease: Mutex::new(Some(lease)),
+            share: Mutex::default(),
+            host_lease: Mutex::default(),
             exact: false,
             models: Models::new(),
             groups: Mutex::default(),
@@ -67,13 +74,26 @@ impl DeviceCopy {
         self.lease.lock().as_ref().map_or(0, MemoryLease::bytes)
     }
 
-    /// What it holds now, as the runtime says.
+    /// What it holds now: as it took of us, else as the runtime says.
     pub(super) fn bytes_now(&self) -> u64 {
-        held(&self.models, self.exact, self.loaded_bytes)
+        let taken = self.share.lock().as_ref().and_then(taken);
+        taken.unwrap_or_else(|| held(&self.models, self.exact, self.loaded_bytes))
+    }
+
+    /// Takes out its share of the device's memory, which ends with it: to be dropped where blocking is allowed, after the
+    /// models are gone, and before the lease.
+    pub(super) fn take_share(&self) -> Option<GpuShare> {
+        self.share.lock().take()
     }
 
     /// Its memory is free: whoever still looks at what it was holds none of it.
     pub(super) fn give_back(&self) {
+        self.give_back_device();
+        drop(self.host_lease.lock().take());
+    }
+
+    /// Its device's memory is free, whatever of it is elsewhere.
+    pub(super) fn give_back_device(&self) {
         drop(self.lease.lock().take());
     }
 
@@ -108,6 +128,12 @@ impl DeviceCopy {
         self.groups.lock().clear();
         Ok(remains)
     }
+}
+
+/// The memory below what was taken of a share and lasts; `None` where its runtime takes memory by itself.
+pub(super) fn taken(share: &GpuShare) -> Option<u64> {
+    let bytes = share.owner.usage().weight_memory;
+    (bytes > 0).then_some(bytes)
 }
 
 /// What models hold, as their runtime says: all of it, or what runs took beside `loaded` bytes.

@@ -123,6 +123,7 @@ impl Files {
             booked: usage.booked,
             evictable: usage.evictable,
             reserved: usage.reserved,
+            scratch: 0,
             models: usage.entries,
             used: None,
         })

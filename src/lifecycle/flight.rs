@@ -56,6 +56,7 @@ pub(super) struct Flight {
     waiters: AtomicUsize,
     insisted: AtomicBool,
     begun: AtomicBool,
+    news: AtomicBool,
     urgency: Mutex<Urgency>,
     deserted: Notify,
     hastened: Notify,
@@ -69,6 +70,7 @@ impl Flight {
             waiters: AtomicUsize::new(0),
             insisted: AtomicBool::new(false),
             begun: AtomicBool::new(false),
+            news: AtomicBool::new(false),
             urgency: Mutex::new(Urgency::Prefetch),
             deserted: Notify::new(),
             hastened: Notify::new(),
@@ -145,6 +147,15 @@ impl Flight {
     /// Says that the repository is about to be asked: what changes there from now on may be missed.
     pub(super) fn begin(&self) {
         self.begun.store(true, Ordering::Release);
+    }
+
+    /// What the repository has is wanted, not just an answer: that a model is woken is not all.
+    pub(super) fn ask_for_news(&self) {
+        self.news.store(true, Ordering::Release);
+    }
+
+    pub(super) fn asks_for_news(&self) -> bool {
+        self.news.load(Ordering::Acquire)
     }
 
     pub(super) fn has_begun(&self) -> bool {

@@ -15,6 +15,7 @@ use super::slot::{Departure, Entered};
 use super::{ModelManager, Name, parts};
 use crate::config::Eviction;
 use crate::error::{ErrorKind, Result};
+use crate::inference::DeviceId;
 use crate::repository::check_name;
 
 /// How often uses are counted and bytes measured again.
@@ -82,6 +83,9 @@ impl ModelManager {
         for (pool, (name, touches)) in
             pools().flat_map(|pool| pool.take_used().into_iter().map(move |used| (pool, used)))
         {
+            if let (Some(host), DeviceId::Gpu(_)) = (&self.0.loader.host, pool.device()) {
+                host.book.touch(&name, touches, now);
+            }
             // What a part was loaded from is its archive.
             let (owner, _) = parts::split(&name);
             for _ in 0..touches {
@@ -101,11 +105,14 @@ impl ModelManager {
     /// Counts uses, and books what the models hold by now where there were any.
     fn count(&self) {
         self.count_uses();
+        self.leave_lost();
         for place in &self.0.loader.devices {
+            self.book_scratch(place.device());
             self.relieve(&place.pool);
         }
         self.relieve_ensembles();
         if !self.0.used.swap(false, Ordering::AcqRel) {
+            self.give_back_unused();
             return;
         }
         for slot in self.0.models.load().values() {
@@ -141,7 +148,7 @@ impl ModelManager {
             let models = self.0.models.load();
             models
                 .iter()
-                .filter(|(name, slot)| slot.is_resident() && !parts::is_part(name))
+                .filter(|(name, slot)| slot.resident_or_asleep().is_some() && !parts::is_part(name))
                 .map(|(name, _)| Arc::clone(name))
                 .collect()
         };
@@ -159,7 +166,8 @@ impl ModelManager {
 
     /// Looks whether the repository has something else than what is in memory.
     async fn refresh(&self, name: &Name) -> Result<()> {
-        let Some(resident) = self.resident_model(name) else { return Ok(()) };
+        let resident = self.0.models.load().get(name).and_then(|slot| slot.resident_or_asleep());
+        let Some(resident) = resident else { return Ok(()) };
         match self.0.loader.repository.resolve(name).await {
             Ok(manifest) => {
                 let content = manifest.fingerprint();
@@ -193,7 +201,7 @@ impl ModelManager {
     /// The same for what is known to be a name.
     pub(super) async fn prefetch_known(&self, name: &str) -> Result<()> {
         loop {
-            if self.resident_model(name).is_some() {
+            if self.resident_model(name).is_some() || self.is_asleep(name, None) {
                 return Ok(());
             }
             let slot = self.slot(name);

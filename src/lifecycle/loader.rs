@@ -13,14 +13,18 @@ use super::measure::{Brought, placed_groups};
 use super::plan::{Plan, Planned};
 use super::residency::{LastLoad, Phases, Retention};
 use super::room::{Evicts, RoomError, Want, reserve};
+use super::sleep::HostTier;
 use super::slot::Slot;
 use super::update::{Update, is_in_place};
 use super::{ModelManager, Name};
+use crate::backend::placement::{GpuShare, Placement};
 use crate::backend::registry::BackendRegistry;
 use crate::cache::memory_pool::{MemoryLease, MemoryPool};
 use crate::cache::response::ResponseCache;
 use crate::config::ModelControl;
 use crate::device::allocator::Meter;
+use crate::device::cuda::gpu::Gpu;
+use crate::device::cuda::owner::Owner;
 use crate::error::{Error, Result};
 use crate::inference::{DeviceId, Version};
 use crate::model_config::{ModelConfig, UnknownFields};
@@ -39,6 +43,8 @@ pub struct DevicePlace {
     pub threads: usize,
     /// What runs take of, where the server limits rates.
     pub resources: Option<Arc<Resources>>,
+    /// Who hands out its memory, where it is a GPU that we have opened.
+    pub gpu: Option<Arc<Gpu>>,
 }
 
 impl DevicePlace {
@@ -71,6 +77,8 @@ pub struct Loader {
     pub meter: Arc<Meter>,
     /// Where the answers of models are kept that ask for it, if the server has such a place.
     pub responses: Option<Arc<ResponseCache>>,
+    /// Where models sleep that have to leave a GPU, if there is such a place.
+    pub host: Option<HostTier>,
 }
 
 /// Why a load ended without a fresh copy of the model.
@@ -83,6 +91,8 @@ pub(super) enum LoadError {
     Unchanged,
     /// A prefetch ends on the disk where memory is full.
     OnDisk,
+    /// The model sleeps and could not be woken; it sleeps on.
+    StillAsleep(Error),
 }
 
 impl From<Error> for LoadError {
@@ -97,6 +107,8 @@ pub(super) enum Loaded {
     Fresh(Resident, LastLoad),
     /// The model that answers, with other instances.
     Updated(Resident),
+    /// The model that slept: it answers already.
+    Woken,
 }
 
 /// A load that may use its memory.
@@ -133,6 +145,13 @@ impl Loader {
         flight: &Arc<Flight>,
         given: Option<ModelConfig>,
     ) -> Result<Loaded, LoadError> {
+        if let Some(asleep) = slot.asleep()
+            && self.wake(manager, slot, flight, &asleep).await?
+            && given.is_none()
+            && !flight.asks_for_news()
+        {
+            return Ok(Loaded::Woken);
+        }
         let prepared = tokio::select! {
             biased;
             prepared = self.prepare(manager, slot, flight, given) => prepared?,
@@ -194,12 +213,12 @@ impl Loader {
         }
         let wants: Vec<Want> =
             plan.sites.iter().map(|(_, place)| self.want(manager, name, &plan, &files, place)).collect();
-        let mut reserved = reserve(manager, name, &wants, flight, Evicts::ForRequests).await;
+        let mut reserved = reserve(manager, name, &wants, (flight, &manager.0.gate), Evicts::ForRequests).await;
         if let Err(RoomError::OldFirst) = reserved {
             tracing::info!(model = %name, "no room for a copy beside the one that answers: that one goes first");
             self.drain(manager, slot).await;
             let alone: Vec<Want> = wants.into_iter().map(|want| Want { beside: false, ..want }).collect();
-            reserved = reserve(manager, name, &alone, flight, Evicts::ForRequests).await;
+            reserved = reserve(manager, name, &alone, (flight, &manager.0.gate), Evicts::ForRequests).await;
         }
         let (permit, leases) = reserved.map_err(|error| error.into_load(&plan.versions))?;
         phases.wait = waited.elapsed();
@@ -254,16 +273,23 @@ impl Loader {
         let Some(first) = leases.first() else { return Err(Error::internal("a load without a device").into()) };
         let home = Arc::new(Home { uses: first.pool().uses(name), dismiss });
         let (plan, mut versions) = (Arc::new(plan), Versions::new());
+        let placements = match self.placements(name, plan.sites.iter().map(|(_, place)| place).zip(&leases)).await {
+            Ok(placements) => placements,
+            Err(error) => return Err(LoadError::Failed { versions: plan.versions.clone(), error }),
+        };
         let mut models: Vec<Models> = leases.iter().map(|_| Models::new()).collect();
+        let pools: Vec<MemoryPool> = leases.iter().map(|lease| lease.pool().clone()).collect();
+        let growth = manager.let_grow(name, &placements, &pools);
         let mut measured = Some(0_u64);
         for &version in &plan.versions {
             if !flight.is_wanted() {
-                self.discard(manager, versions, leases).await;
+                self.discard(manager, (versions, placements), leases).await;
                 return Err(LoadError::Abandoned);
             }
             let loading = {
                 let (loaded, home, flight) = (Arc::clone(&plan), Arc::clone(&home), Arc::clone(flight));
-                move || load_version(&loaded, version, began, &home, &flight)
+                let placements = Arc::clone(&placements);
+                move || load_version((&loaded, version), &placements, began, &home, &flight)
             };
             let (result, growth) = self.load_measured(manager, &plan, loading).await;
             match result {
@@ -272,11 +298,11 @@ impl Loader {
                     models.iter_mut().zip(each).for_each(|(models, model)| models.push(model));
                 }
                 Ok(None) => {
-                    self.discard(manager, versions, leases).await;
+                    self.discard(manager, (versions, placements), leases).await;
                     return Err(LoadError::Abandoned);
                 }
                 Err(error) => {
-                    self.discard(manager, versions, leases).await;
+                    self.discard(manager, (versions, placements), leases).await;
                     return Err(LoadError::Failed { versions: plan.versions.clone(), error });
                 }
             }
@@ -290,11 +316,14 @@ impl Loader {
         let loaded = Brought { plan: &plan, files: &files, seconds, is_known: !given_config, is_extra: false };
         let groups = placed_groups(&versions, &plan);
         let mut copies = Vec::new();
-        for (((_, place), lease), (models, groups)) in plan.sites.iter().zip(leases).zip(models.into_iter().zip(groups))
+        for (((placement, (_, place)), lease), running) in
+            placements.iter().zip(&plan.sites).zip(leases).zip(models.into_iter().zip(groups))
         {
             let measured = measured.filter(|_| is_alone || place.device() == DeviceId::Cpu);
-            copies.push(loaded.book(manager, place, lease, (models, groups), measured));
+            copies.push(loaded.book(manager, (place, placement), lease, running, measured));
         }
+        loaded_all(&placements);
+        drop(placements);
         let resident = Resident {
             versions,
             copies,
@@ -313,14 +342,16 @@ impl Loader {
             bytes = bytes.saturating_add(now);
             refused = refused.or(manager.correct(name, copy, now).err());
         }
+        drop(growth);
         if let Some(error) = refused {
             let Resident { versions, copies, .. } = resident;
             let leases = copies.iter().filter_map(|copy| copy.lease.lock().take()).collect();
-            self.discard(manager, versions, leases).await;
+            self.discard(manager, (versions, copies), leases).await;
             return Err(LoadError::Failed { versions: plan.versions.clone(), error });
         }
         for copy in &resident.copies {
-            copy.ready();
+            copy.ready(self);
+            manager.book_scratch(copy.device());
         }
         let from = files.from;
         if files.is_cached() {
@@ -333,6 +364,30 @@ impl Loader {
         }
         let last = LastLoad { at: std::time::SystemTime::now(), from, phases, bytes };
         Ok((resident, last))
+    }
+
+    /// Where a model is to be on each device whose bytes were booked for it: on GPUs with a share of as many bytes.
+    ///
+    /// # Errors
+    /// As the driver says.
+    pub(super) async fn placements<'a>(
+        &self,
+        name: &Name,
+        booked: impl Iterator<Item = (&'a DevicePlace, &'a MemoryLease)>,
+    ) -> Result<Arc<[Placement]>> {
+        let wanted: Vec<_> = booked.map(|(place, lease)| (place.device(), place.gpu.clone(), lease.bytes())).collect();
+        if wanted.iter().all(|(_, gpu, _)| gpu.is_none()) {
+            return Ok(wanted.iter().map(|(device, ..)| Placement::of(*device)).collect());
+        }
+        let name = Arc::clone(name);
+        let placed = self.loading.spawn_blocking(move || {
+            let place = |(device, gpu, bytes): (DeviceId, Option<Arc<Gpu>>, u64)| match gpu {
+                None => Ok(Placement::of(device)),
+                Some(gpu) => Ok(Placement::on(GpuShare { owner: owner(&gpu, &name, bytes)?, gpu })),
+            };
+            wanted.into_iter().map(place).collect()
+        });
+        placed.await.unwrap_or_else(|panic| Err(panicked(panic)))
     }
 
     /// Runs a load where its threads get the priority that they should have; how much the host's memory grew by it, where
@@ -379,6 +434,22 @@ impl Loader {
         if let Err(error) = freed.await {
             tracing::error!(%error, "freeing a model failed");
         }
+    }
+}
+
+/// An owner whose limit may be raised: with addresses for several times what was booked, and for what a small model may
+/// turn out to need. (Addresses cost nothing, and there are 128 TiB of them.)
+fn owner(gpu: &Gpu, name: &Name, bytes: u64) -> Result<Arc<Owner>> {
+    const LEAST: u64 = 1 << 30;
+    let most = gpu.pool().usage().limit.saturating_mul(2);
+    gpu.pool().owner_within(name, bytes, bytes.saturating_mul(4).saturating_add(LEAST).min(most))
+}
+
+/// What a load may take is what was booked for it; what runs take is bounded by the device.
+pub(super) fn loaded_all(placements: &[Placement]) {
+    for share in placements.iter().filter_map(Placement::share) {
+        share.owner.on_limit(None);
+        share.owner.set_limit(share.gpu.pool().usage().limit);
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-use super::copies::{DeviceCopy, Models, PlacedGroup, held, is_exact};
+use super::copies::{DeviceCopy, Models, PlacedGroup, held, is_exact, taken};
 use super::files::Found;
 use super::handle::Versions;
 use super::loader::{DevicePlace, Loader};
@@ -17,6 +17,7 @@ use super::plan::Plan;
 use super::residency::EvictionReason;
 use super::room::Want;
 use super::{ModelManager, Name};
+use crate::backend::placement::Placement;
 use crate::cache::eviction::Weight;
 use crate::cache::memory_pool::MemoryLease;
 use crate::cache::table::Eviction;
@@ -44,7 +45,10 @@ impl Loader {
     ) -> Want {
         let past = self.past(manager, files, place.device());
         let need = need(past, plan.declared_bytes, plan.file_bytes);
-        let weight = Weight { bytes: need.bytes, seconds: past.map_or(0.0, |past| past.seconds) };
+        // Memory of a GPU comes in pages.
+        let page = place.gpu.as_ref().map_or(1, |gpu| gpu.context().granularity());
+        let bytes = need.bytes.checked_next_multiple_of(page).unwrap_or(need.bytes);
+        let weight = Weight { bytes, seconds: past.map_or(0.0, |past| past.seconds) };
         Want { pool: place.pool.clone(), weight, beside: place.pool.entry(name).is_some() }
     }
 
@@ -64,7 +68,7 @@ impl Loader {
             let (limit, free, models) = (room.limit, room.free, room.models);
             Candidate { device: place.device(), limit, free, models, need, has_copy: want.beside }
         };
-        self.devices.iter().map(candidate).collect()
+        self.devices.iter().filter(|place| place.sick().is_none()).map(candidate).collect()
     }
 }
 
@@ -85,18 +89,19 @@ impl Brought<'_> {
     pub(super) fn book(
         &self,
         manager: &ModelManager,
-        place: &DevicePlace,
+        (place, placement): (&DevicePlace, &Placement),
         lease: MemoryLease,
         (models, groups): (Models, Vec<PlacedGroup>),
         growth: Option<u64>,
     ) -> Arc<DeviceCopy> {
-        let exact = is_exact(&models);
+        let taken = placement.share().and_then(taken);
+        let exact = taken.is_some() || is_exact(&models);
         // Several loads at once cannot be told apart: what was known before stays. What the warm-up's runs took and keep is
         // the runtime's to count, as for runs to come.
         let runs = held(&models, false, 0);
         let measured = growth.and_then(|growth| plausible(growth.saturating_sub(runs), self.plan.file_bytes));
-        let loaded_bytes = measured.unwrap_or_else(|| lease.bytes());
-        let bytes = held(&models, exact, loaded_bytes);
+        let loaded_bytes = taken.or(measured).unwrap_or_else(|| lease.bytes());
+        let bytes = taken.unwrap_or_else(|| held(&models, exact, loaded_bytes));
         if (exact || measured.is_some()) && self.is_known {
             let past = Past { bytes, seconds: self.seconds };
             manager.0.history.lock().record(self.files.fingerprint, place.device(), past);
@@ -105,6 +110,8 @@ impl Brought<'_> {
         Arc::new(DeviceCopy {
             pool: place.pool.clone(),
             lease: Mutex::new(Some(lease)),
+            share: Mutex::new(placement.share().cloned()),
+            host_lease: Mutex::default(),
             loaded_bytes,
             exact,
             models,
@@ -135,9 +142,10 @@ pub(super) fn placed_groups(versions: &Versions, plan: &Plan) -> Vec<Vec<PlacedG
 
 impl DeviceCopy {
     /// It answers: the book may count on it, and evict it.
-    pub(super) fn ready(&self) {
+    pub(super) fn ready(&self, loader: &Loader) {
+        let seconds = loader.seconds_back(self);
         if let Some(lease) = &*self.lease.lock() {
-            lease.ready(self.seconds, Instant::now());
+            lease.ready(seconds, Instant::now());
         }
     }
 }

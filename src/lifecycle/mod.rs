@@ -17,6 +17,7 @@ pub mod handle;
 mod house;
 mod initial_state;
 pub mod loader;
+mod lost;
 mod measure;
 mod members;
 pub mod need;
@@ -25,6 +26,8 @@ pub mod placement;
 pub mod plan;
 pub mod residency;
 mod room;
+mod shortage;
+pub mod sleep;
 mod slot;
 pub mod spread;
 mod spread_house;
@@ -33,7 +36,7 @@ mod update;
 mod view;
 mod warm_up;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -53,7 +56,7 @@ use self::slot::{Departure, Entered, Slot};
 use self::spread_house::Spread;
 use self::state::VersionStatus;
 use crate::cache::eviction::Lru;
-use crate::cache::memory_pool::{MemoryPool, Name};
+use crate::cache::memory_pool::{MemoryLease, MemoryPool, Name};
 use crate::cache::table::Victim;
 use crate::config::{Eviction, ModelControl};
 use crate::device::allocator::Trimmer;
@@ -66,6 +69,9 @@ use crate::repository::check_name;
 /// A persistent map: a change shares all but a few nodes with the snapshot before it, so that loads cost the same
 /// however many models there are.
 type Snapshot = imbl::HashMap<Arc<str>, Arc<Slot>>;
+
+/// Wakes of one device at a time: while one is copied, the next makes room.
+const WAKES: usize = 2;
 
 /// How the manager is to behave.
 #[derive(Clone, Copy, Debug)]
@@ -111,6 +117,10 @@ struct Shared {
     metrics: Arc<ServerMetrics>,
     models: ArcSwap<Snapshot>,
     gate: LoadGate,
+    /// Wakes at once: they are over in milliseconds, and do not wait for loads.
+    wakes: LoadGate,
+    /// What runs share of each GPU, as its book has it; none where it is nothing.
+    scratch: HashMap<DeviceId, Mutex<Option<MemoryLease>>>,
     /// The book of ensembles, which hold next to nothing: without a limit, so that none ever waits for room.
     ensembles: MemoryPool,
     nesting: Nesting,
@@ -148,7 +158,11 @@ impl ModelManager {
     #[must_use]
     pub fn new(loader: Loader, options: ManagerOptions, metrics: Arc<ServerMetrics>) -> Self {
         let (dismissed, dismissals) = mpsc::unbounded_channel();
-        Self(Arc::new(Shared {
+        let gpus = loader.devices.iter().filter(|place| place.gpu.is_some());
+        let scratch: HashMap<_, _> = gpus.map(|place| (place.device(), Mutex::default())).collect();
+        let manager = Self(Arc::new(Shared {
+            wakes: LoadGate::new(scratch.len() * WAKES),
+            scratch,
             loader,
             options,
             metrics,
@@ -167,7 +181,9 @@ impl ModelManager {
             waited: AtomicU64::new(0),
             used: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-        }))
+        }));
+        manager.answer_shortages();
+        manager
     }
 
     /// A handle on the model if it is in memory now.
@@ -209,6 +225,7 @@ impl ModelManager {
                 || (waiter.flight().operation == Operation::Load && config.is_none() && !waiter.flight().has_begun());
             waiter.flight().wanted_by(None);
             waiter.flight().insist();
+            waiter.flight().ask_for_news();
             if leads {
                 self.start_load(&slot, waiter.flight(), config.clone());
             }
@@ -293,7 +310,13 @@ impl ModelManager {
     /// Whether what was decided still holds when its turn comes: the copy that was chosen to leave may be gone, and
     /// another one there.
     fn still_applies(&self, slot: &Slot, departure: &Departure) -> bool {
-        let Some(resident) = slot.resident() else { return departure.reason == EvictionReason::Unload };
+        if departure.from_host {
+            let is_leaving = |host: &sleep::HostTier| host.book.is_leaving(&slot.name);
+            return slot.asleep().is_some() && self.0.loader.host.as_ref().is_some_and(is_leaving);
+        }
+        let of_device = matches!(departure.reason, EvictionReason::Room | EvictionReason::Overrun);
+        let resident = if of_device { slot.resident() } else { slot.resident_or_asleep() };
+        let Some(resident) = resident else { return departure.reason == EvictionReason::Unload };
         match departure.reason {
             EvictionReason::Unload => true,
             EvictionReason::Deleted => departure.content.is_none_or(|content| content == resident.fingerprint),
@@ -301,6 +324,7 @@ impl ModelManager {
                 Some(device) => resident.copy_on(device).is_some_and(|copy| copy.is_leaving(&slot.name)),
                 None => resident.is_leaving(&slot.name),
             },
+            EvictionReason::Lost => departure.device.is_some_and(|device| resident.copy_on(device).is_some()),
             EvictionReason::Surplus => departure.device.is_some_and(|device| {
                 resident.can_spare(device) && resident.copy_on(device).is_some_and(|copy| copy.is_extra)
             }),
@@ -350,6 +374,11 @@ impl ModelManager {
             || slot.is_in_flight()
     }
 
+    /// Whether something is being done to a model.
+    fn is_in_flight(&self, name: &Name) -> bool {
+        self.0.models.load().get(name).is_some_and(|slot| slot.is_in_flight())
+    }
+
     fn next_generation(&self) -> u64 {
         self.0.generation.fetch_add(1, Ordering::AcqRel) + 1
     }
@@ -360,17 +389,34 @@ impl ModelManager {
         self.0.models.load().get(name).and_then(|slot| slot.resident())
     }
 
-    /// Every model in memory.
+    /// The versions of one model that are in memory, or sleep.
     #[must_use]
-    pub fn all_resident(&self) -> Vec<Arc<Resident>> {
-        self.0.models.load().values().filter_map(|slot| slot.resident()).collect()
+    pub fn resident_or_asleep(&self, name: &str) -> Option<Arc<Resident>> {
+        self.0.models.load().get(name).and_then(|slot| slot.resident_or_asleep())
     }
 
-    /// The names of every model in memory, in no order; without those that came with another.
+    /// Every model in memory, those that sleep included.
+    #[must_use]
+    pub fn all_resident(&self) -> Vec<Arc<Resident>> {
+        self.0.models.load().values().filter_map(|slot| slot.resident_or_asleep()).collect()
+    }
+
+    /// Whether a version of a model sleeps, the latest where none is named: a request is answered without a load.
+    #[must_use]
+    pub fn is_asleep(&self, name: &str, version: Option<Version>) -> bool {
+        let asleep = self.0.models.load().get(name).and_then(|slot| slot.asleep());
+        let has = |resident: Arc<Resident>| {
+            version.is_none_or(|version| resident.versions.iter().any(|loaded| loaded.id.version == version))
+        };
+        asleep.is_some_and(has)
+    }
+
+    /// The names of every model in memory, those that sleep included, in no order; without those that came with another.
     #[must_use]
     pub fn resident_names(&self) -> Vec<Name> {
         let models = self.0.models.load();
-        let own = models.iter().filter(|(name, slot)| slot.is_resident() && !parts::is_part(name));
+        let is_here = |slot: &Slot| slot.is_resident() || slot.asleep().is_some();
+        let own = models.iter().filter(|(name, slot)| is_here(slot) && !parts::is_part(name));
         own.map(|(name, _)| Arc::clone(name)).collect()
     }
 

@@ -149,9 +149,35 @@ impl Loader {
     /// Chooses the devices of a model.
     ///
     /// # Errors
-    /// As [`Placement::of`], or for more instances than are made.
+    /// As [`Placement::of`], for more instances than are made, or why the backend has no use for the GPUs there are.
     pub(super) fn choose_devices(&self, plan: &mut Plan, candidates: &[Candidate]) -> Result<()> {
-        let placement = Placement::of(&plan.config.instance_groups, candidates)?;
+        let groups = &plan.config.instance_groups;
+        let names_none = groups.iter().all(|group| group.kind != InstanceKind::Gpu && group.gpus.is_empty());
+        let has_gpus = candidates.iter().any(|candidate| matches!(candidate.device, DeviceId::Gpu(_)));
+        let without_gpus: Vec<Candidate>;
+        let candidates = match plan.backend.on_gpu() {
+            Err(why) if names_none && has_gpus => {
+                tracing::info!(model = %plan.name, reason = %why.report(), "on the cpu");
+                let is_cpu = |candidate: &&Candidate| candidate.device == DeviceId::Cpu;
+                without_gpus = candidates.iter().filter(is_cpu).cloned().collect();
+                if without_gpus.is_empty() {
+                    return Err(why.wrap("--device allows GPUs alone: add cpu to it"));
+                }
+                without_gpus.as_slice()
+            }
+            _ => candidates,
+        };
+        let placement = Placement::of(groups, candidates).map_err(|error| {
+            let sick: Vec<_> = self.devices.iter().filter_map(|place| Some((place.device(), place.sick()?))).collect();
+            // What names a device that was there when the server started is no fault of the configuration.
+            match sick.first() {
+                Some((device, why)) => {
+                    let text = format!("{device} is lost and the model can be nowhere else: {why}");
+                    Error::not_ready(text).with_retryable(false).with_source(error)
+                }
+                None => error,
+            }
+        })?;
         for warning in &placement.warnings {
             tracing::warn!(model = %plan.name, "{warning}");
         }

@@ -73,11 +73,14 @@ pub enum EvictionReason {
     Unload,
     /// A copy more than the model's requests take.
     Surplus,
+    /// Its device cannot be used any more.
+    Lost,
 }
 
 impl EvictionReason {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Room, Self::Overrun, Self::Transient, Self::Deleted, Self::Unload, Self::Surplus];
+    pub const ALL: [Self; 7] =
+        [Self::Room, Self::Overrun, Self::Transient, Self::Deleted, Self::Unload, Self::Surplus, Self::Lost];
 
     /// The word in metrics and documents.
     #[must_use]
@@ -89,6 +92,7 @@ impl EvictionReason {
             Self::Deleted => "deleted",
             Self::Unload => "unload",
             Self::Surplus => "surplus",
+            Self::Lost => "lost",
         }
     }
 }
@@ -249,6 +253,8 @@ pub struct TierBook {
     pub evictable: u64,
     /// Bytes of models that are being loaded.
     pub reserved: u64,
+    /// Bytes that are no model's alone, for [`Tier::Device`]: scratch of runs, and what is kept for the next.
+    pub scratch: u64,
     /// Models on it.
     pub models: usize,
     /// What the device itself says is in use, by anybody; `None` where it cannot be asked.

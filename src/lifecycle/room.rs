@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::flight::{Flight, Urgency};
-use super::gate::LoadPermit;
+use super::gate::{LoadGate, LoadPermit};
 use super::loader::LoadError;
 use super::residency::EvictionReason;
 use super::{ModelManager, Name};
@@ -34,6 +34,14 @@ impl RoomError {
             Self::OldFirst => Error::internal("a copy that is gone is in the way").into(),
         }
     }
+
+    /// The same as the end of a wake.
+    pub(super) fn into_wake(self) -> LoadError {
+        match self {
+            Self::Failed(error) => LoadError::StillAsleep(error),
+            other => other.into_load(&[]),
+        }
+    }
 }
 
 /// What a load wants of one device.
@@ -54,7 +62,7 @@ pub(super) enum Evicts {
 }
 
 /// The longest that a wait for room goes without a look: models grow old without a word.
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 /// Longer than any model is spared for being young.
 const A_DAY: Duration = Duration::from_secs(86_400);
@@ -65,7 +73,7 @@ pub(super) async fn reserve(
     manager: &ModelManager,
     name: &Name,
     wants: &[Want],
-    flight: &Arc<Flight>,
+    (flight, gate): (&Arc<Flight>, &LoadGate),
     evicts: Evicts,
 ) -> Result<(LoadPermit, Vec<MemoryLease>), RoomError> {
     let options = &manager.0.options;
@@ -73,7 +81,7 @@ pub(super) async fn reserve(
     let mut rooms: Vec<_> = wants.iter().map(|want| want.pool.wait_for_room()).collect();
     let automatic = options.eviction == Eviction::Automatic;
     let (permit, leases) = loop {
-        let permit = manager.0.gate.enter(flight).await;
+        let permit = gate.enter(flight).await;
         let prefetch = flight.urgency() == Urgency::Prefetch;
         let spares_all = !automatic || (prefetch && evicts == Evicts::ForRequests);
         let (at, refusal) = match book(manager, name, wants, spares_all) {

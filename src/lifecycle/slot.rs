@@ -1,7 +1,9 @@
 //! One model's place: what of it is in memory, what is being done to it, what its versions' states are.
 
+mod asleep;
 mod copies;
 mod departure;
+mod guard;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -11,11 +13,13 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::RwLock;
 
 pub(super) use self::departure::Departure;
+pub(super) use self::guard::FlightGuard;
 use super::ModelManager;
 use super::flight::{Flight, Operation, Outcome, Waiter};
 use super::handle::{ModelHandle, Resident};
 use super::loader::{LoadError, Loaded};
-use super::residency::{EvictionReason, LastEviction, LastLoad};
+use super::residency::{EvictionReason, LastEviction, LastLoad, Tier};
+use super::sleep::Slept;
 use super::state::{ModelState, VersionStates, VersionStatus};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::Version;
@@ -44,6 +48,8 @@ pub(super) struct Story {
 struct Control {
     /// None for a model that nothing ever happened to, which is most of them.
     story: Option<Box<Story>>,
+    /// What sleeps. Never while something is resident.
+    asleep: Option<Arc<Resident>>,
     /// Asked never to be evicted.
     pinned: bool,
     /// The residency's generation in which something last changed here.
@@ -138,6 +144,9 @@ impl Slot {
         if let Some(resident) = resident {
             resident.set_pinned(&self.name, pinned);
         }
+        if let Some(host) = &manager.0.loader.host {
+            host.book.set_pinned(&self.name, pinned);
+        }
     }
 
     /// Joins the operation under way, or becomes the leader of a load, unless the model is in memory: whoever saw it
@@ -206,7 +215,7 @@ impl Slot {
     /// Forgets what the model has been through, where nothing of it is in memory or on its way there.
     pub(super) fn clear(&self) {
         let mut control = self.control.lock();
-        if control.flight.is_none() && self.resident.load().is_none() {
+        if control.flight.is_none() && self.resident.load().is_none() && control.asleep.is_none() {
             control.states = VersionStates::default();
             (control.story, control.failed) = (None, None);
         }
@@ -219,6 +228,7 @@ impl Slot {
         control.forgotten = control.flight.is_none()
             && control.states.rows().is_empty()
             && !control.pinned
+            && control.asleep.is_none()
             && self.resident.load().is_none();
         control.forgotten
     }
@@ -234,7 +244,7 @@ impl Slot {
         // A reload shows as Ready: the old copy answers on.
         {
             let mut control = self.control.lock();
-            if self.resident.load().is_none() {
+            if self.resident.load().is_none() && control.asleep.is_none() {
                 control.states.loading();
             }
             control.generation = manager.next_generation();
@@ -243,6 +253,15 @@ impl Slot {
         let outcome = match manager.0.loader.load(manager, self, flight, config).await {
             Ok(Loaded::Fresh(fresh, last)) => self.arrived(manager, fresh, last).await,
             Ok(Loaded::Updated(resident)) => self.updated(manager, resident),
+            Ok(Loaded::Woken) => {
+                self.settle(manager);
+                Outcome::Done
+            }
+            Err(LoadError::StillAsleep(error)) => {
+                tracing::warn!(model = %self.name, error = %error.report(), "not woken");
+                self.settle(manager);
+                Outcome::Failed(error)
+            }
             Err(LoadError::Failed { versions, error }) => self.failed(manager, &versions, error),
             Err(LoadError::Unchanged) => {
                 tracing::debug!(model = %self.name, "what answers is what the repository has");
@@ -354,7 +373,7 @@ impl Slot {
     /// A load ended and changed nothing.
     fn settle(&self, manager: &ModelManager) {
         let mut control = self.control.lock();
-        if self.resident.load().is_none() {
+        if self.resident.load().is_none() && control.asleep.is_none() {
             control.states.abandoned();
         }
         control.flight = None;
@@ -384,17 +403,29 @@ impl Slot {
         {
             return self.changed(manager, flight);
         }
-        let old = {
+        let out = match self.fall_asleep(manager, departure).await {
+            Slept::Asleep => return self.changed(manager, flight),
+            Slept::Failed(out) => Some(out),
+            Slept::Cannot => None,
+        };
+        let (old, was_asleep) = {
             let mut control = self.control.lock();
             control.states.all(ModelState::Unloading, "");
             control.failed = None;
             control.generation = manager.next_generation();
-            self.resident.swap(None)
+            let asleep = control.asleep.take();
+            let was_asleep = asleep.is_some();
+            (out.or_else(|| self.resident.swap(None)).or(asleep), was_asleep)
         };
         let had = old.is_some();
         let mut last = None;
         if let Some(old) = old {
-            let entry = old.copies.first().and_then(|copy| copy.pool.entry(&self.name));
+            let tier = if was_asleep { Tier::Host } else { Tier::Device };
+            let book = match (&manager.0.loader.host, was_asleep) {
+                (Some(host), true) => Some(host.book.clone()),
+                _ => old.copies.first().map(|copy| copy.pool.clone()),
+            };
+            let entry = book.and_then(|book| book.entry(&self.name));
             let now = Instant::now();
             let (age, idle) = departure.age.unwrap_or_else(|| {
                 entry.map_or_else(Default::default, |entry| {
@@ -410,9 +441,9 @@ impl Slot {
             }
             metrics.unloads.increment(1);
             metrics.unload_seconds.record(now.elapsed().as_secs_f64());
-            metrics.resident.decrement(1.0);
-            metrics.evicted("device", departure.reason.name(), age);
-            tracing::info!(model = %self.name, reason = departure.reason.name(), "model unloaded");
+            if was_asleep { &metrics.asleep } else { &metrics.resident }.decrement(1.0);
+            metrics.evicted(tier.name(), departure.reason.name(), age);
+            tracing::info!(model = %self.name, from = tier.name(), reason = departure.reason.name(), "model unloaded");
             last = Some(LastEviction {
                 at: SystemTime::now(),
                 reason: departure.reason,
@@ -440,31 +471,6 @@ impl Slot {
     }
 }
 
-/// Ends a flight that its task left open, by a panic: nobody waits for ever, and the model can be loaded again.
-pub(super) struct FlightGuard {
-    manager: ModelManager,
-    slot: Arc<Slot>,
-    flight: Arc<Flight>,
-}
-
-impl Drop for FlightGuard {
-    fn drop(&mut self) {
-        if self.flight.is_finished() {
-            return;
-        }
-        let text = format!("an operation on model '{}' broke off", self.slot.name);
-        {
-            let mut control = self.slot.control.lock();
-            if self.slot.resident.load().is_none() {
-                control.states.all(ModelState::Unavailable, &text);
-            }
-            control.flight = None;
-            control.generation = self.manager.next_generation();
-        }
-        self.flight.finish(Outcome::Failed(Error::internal(text)));
-    }
-}
-
 /// Frees all versions of a model that is out of its slot, once their last handles are gone; then its memory is given
 /// back, to the system and in the book.
 async fn dispose(manager: &ModelManager, resident: Arc<Resident>) {
@@ -473,8 +479,13 @@ async fn dispose(manager: &ModelManager, resident: Arc<Resident>) {
     }
     let bytes = resident.booked();
     let trimmer = Arc::clone(&manager.0.trimmer);
+    let shares: Vec<_> = resident.copies.iter().filter_map(|copy| copy.take_share()).collect();
     // It is freed; that the system has it as well is for the sake of others on the machine.
-    let _trimmed = manager.0.loader.loading.spawn_blocking(move || trimmer.trim(bytes)).await;
+    let freed = move || {
+        drop(shares);
+        trimmer.trim(bytes);
+    };
+    let _freed = manager.0.loader.loading.spawn_blocking(freed).await;
     // The page of metrics or of residency may look at it yet: the bytes come back all the same.
     resident.give_back();
 }

@@ -109,7 +109,9 @@ impl ModelManager {
     /// The cheapest place for a copy more, if there is one.
     fn offer(&self, name: &Name, resident: &Resident, now: Instant) -> Option<Offer> {
         let first = resident.copies.first()?;
-        let alike = self.0.loader.devices.iter().filter(|place| is_gpu(place.device()) == is_gpu(first.device()));
+        let is_well = |place: &&DevicePlace| place.sick().is_none();
+        let alike = self.0.loader.devices.iter().filter(is_well);
+        let alike = alike.filter(|place| is_gpu(place.device()) == is_gpu(first.device()));
         let most = self.0.options.max_copies.unwrap_or(usize::MAX);
         if resident.copies.len() >= most {
             return None;

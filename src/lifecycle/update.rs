@@ -13,7 +13,7 @@ use super::copies::{DeviceCopy, Models, PlacedGroup};
 use super::files::Found;
 use super::flight::Flight;
 use super::handle::Resident;
-use super::loader::{DevicePlace, LoadError, Loader};
+use super::loader::{DevicePlace, LoadError, Loader, loaded_all};
 use super::measure::Brought;
 use super::members::groups_at;
 use super::placement::Site;
@@ -166,7 +166,8 @@ impl Change<'_> {
                 self.loader().want(self.manager, name, &self.plan, self.files, place)
             };
             let wants: Vec<Want> = fresh.iter().map(want).collect();
-            let reserved = reserve(self.manager, name, &wants, self.flight, Evicts::ForRequests).await;
+            let reserved =
+                reserve(self.manager, name, &wants, (self.flight, &self.manager.0.gate), Evicts::ForRequests).await;
             let (_permit, leases) = reserved.map_err(|error| error.into_load(&self.plan.versions))?;
             for ((site, place), lease) in fresh.into_iter().zip(leases) {
                 let groups: Vec<_> = groups_at(config, site).cloned().collect();
@@ -273,7 +274,7 @@ impl Change<'_> {
     async fn remove(&self, copy: &Arc<DeviceCopy>) {
         match copy.withdraw(&self.resident.versions).await {
             Ok(remains) => {
-                self.loader().free(self.manager, remains, copy.booked()).await;
+                self.loader().free(self.manager, (remains, copy.take_share()), copy.booked()).await;
                 copy.give_back();
             }
             Err(error) => tracing::error!(device = %copy.device(), error = %error.report(), "a copy stays"),
@@ -341,12 +342,15 @@ impl Bring<'_> {
             members: SmallVec::new(),
         };
         let mut placed: Vec<PlacedGroup> = groups.iter().map(blank).collect();
+        let placements = loader.placements(name, std::iter::once((place, &lease))).await?;
+        let placement = placements.first().ok_or_else(|| LoadError::from(Error::internal("no place on a device")))?;
+        let growth = manager.let_grow(name, &placements, std::slice::from_ref(lease.pool()));
         let (mut models, mut measured, mut ended) = (Models::new(), Some(0_u64), None);
         for version in &resident.versions {
             let load = {
                 let (plan, loaded, flight) = (Arc::clone(plan), Arc::clone(version), Arc::clone(flight));
-                let (groups, place) = (groups.clone(), place.clone());
-                move || Another { plan: &plan, loaded: &loaded, flight: &flight }.copy(&groups, &place)
+                let (groups, place, placement) = (groups.clone(), place.clone(), placement.clone());
+                move || Another { plan: &plan, loaded: &loaded, flight: &flight }.copy(&groups, &place, &placement)
             };
             let wanted = flight.is_wanted();
             let (result, growth) = match wanted {
@@ -370,18 +374,22 @@ impl Bring<'_> {
         let is_known = ended.is_none() && files.fingerprint == resident.fingerprint && !resident.given_config;
         let brought = Brought { plan, files, seconds, is_known, is_extra };
         let measured = measured.filter(|_| place.device() == crate::inference::DeviceId::Cpu);
-        let copy = brought.book(manager, place, lease, (models, placed), measured);
+        let copy = brought.book(manager, (place, placement), lease, (models, placed), measured);
+        loaded_all(&placements);
+        drop(placements);
         let bytes = copy.bytes_now();
         let ended = ended.or_else(|| {
             let refused = manager.correct(name, &copy, bytes).err();
             refused.map(|error| LoadError::Failed { versions: plan.versions.clone(), error })
         });
+        drop(growth);
         let Some(ended) = ended else {
-            copy.ready();
+            copy.ready(loader);
+            manager.book_scratch(copy.device());
             return Ok(copy);
         };
         match copy.withdraw(&resident.versions).await {
-            Ok(remains) => loader.free(manager, remains, bytes).await,
+            Ok(remains) => loader.free(manager, (remains, copy.take_share()), bytes).await,
             Err(error) => tracing::error!(model = %name, error = %error.report(), "a copy that came to nothing stays"),
         }
         copy.give_back();

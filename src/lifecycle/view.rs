@@ -14,8 +14,11 @@ use super::residency::{
 use super::slot::Slot;
 use super::state::ModelState;
 use super::{ModelManager, Name};
+use crate::cache::memory_pool::MemoryLease;
+use crate::device::cuda::pinned::PinnedUsage;
 use crate::device::monitor::DeviceMonitor;
 use crate::error::{Error, Result};
+use crate::inference::DeviceId;
 
 impl ModelManager {
     /// A page of rows, and the books.
@@ -74,12 +77,39 @@ impl ModelManager {
                 limit: book.limit,
                 booked: book.booked,
                 evictable: book.evictable,
-                reserved: book.reserved,
+                reserved: book.reserved.saturating_sub(self.scratch_bytes(place.device())),
+                scratch: self.scratch_bytes(place.device()),
                 models: book.models,
                 used: monitor.memory(place.device()).ok().map(|memory| memory.used),
             }
         });
-        devices.chain(self.0.loader.files.book()).collect()
+        let host = self.0.loader.host.iter().map(|host| {
+            let book = host.book.book(now, &|name| self.is_in_flight(name));
+            TierBook {
+                tier: Tier::Host,
+                device: None,
+                limit: book.limit,
+                booked: book.booked,
+                evictable: book.evictable,
+                reserved: book.reserved,
+                scratch: 0,
+                models: book.models,
+                used: Some(host.pinned.usage().locked),
+            }
+        });
+        devices.chain(host).chain(self.0.loader.files.book()).collect()
+    }
+
+    /// Bytes that runs share of a device, as its book has them.
+    fn scratch_bytes(&self, device: DeviceId) -> u64 {
+        let scratch = self.0.scratch.get(&device);
+        scratch.map_or(0, |lease| lease.lock().as_ref().map_or(0, MemoryLease::bytes))
+    }
+
+    /// What the pool of locked host memory holds, if there is one.
+    #[must_use]
+    pub fn pinned(&self) -> Option<PinnedUsage> {
+        self.0.loader.host.as_ref().map(|host| host.pinned.usage())
     }
 
     /// Loads that may run at once.
@@ -100,8 +130,15 @@ impl ModelManager {
         let states = slot.map(Slot::states).unwrap_or_default();
         let resident = slot.and_then(Slot::resident);
         let story = slot.map(Slot::story).unwrap_or_default();
-        let entry = resident.as_ref().and_then(|resident| resident.copies.first()?.pool.entry(&slot?.name));
+        let asleep = slot.and_then(Slot::asleep).filter(|_| resident.is_none());
+        let sleeps = asleep.is_some();
+        let resident = resident.or(asleep);
+        let entry = match (&self.0.loader.host, sleeps) {
+            (Some(host), true) => slot.and_then(|slot| host.book.entry(&slot.name)),
+            _ => resident.as_ref().and_then(|resident| resident.copies.first()?.pool.entry(&slot?.name)),
+        };
         let tier = match (&resident, disk) {
+            (Some(_), _) if sleeps => Tier::Host,
             (Some(_), _) => Tier::Device,
             (None, Some(disk)) if disk.complete => Tier::Disk,
             (None, _) => Tier::Remote,
@@ -130,7 +167,7 @@ impl ModelManager {
             device: resident.as_ref().and_then(|resident| Some(resident.copies.first()?.device())),
             device_bytes: resident.as_ref().map_or(0, |resident| resident.booked()),
             copies: resident.iter().flat_map(|resident| resident.copies.iter().map(|copy| copy.row())).collect(),
-            host_bytes: 0,
+            host_bytes: resident.as_ref().map_or(0, |resident| resident.host_bytes()),
             disk_bytes: disk.map_or(0, |disk| disk.bytes),
             fingerprint: resident
                 .as_ref()
@@ -162,7 +199,7 @@ impl ModelManager {
             }
         };
         let slot = self.0.models.load().get(name).cloned();
-        let resident = slot.as_ref().and_then(|slot| slot.resident());
+        let resident = slot.as_ref().and_then(|slot| slot.resident_or_asleep());
         let failure = slot.as_ref().and_then(|slot| slot.failure());
         let place = self.0.loader.devices.first().ok_or_else(|| Error::internal("there is no device"))?;
         let first = resident.as_ref().and_then(|resident| resident.copies.first());
@@ -181,7 +218,7 @@ impl ModelManager {
             Tier::Device => {
                 reasons.push(format!("it is in memory of {} and answers at once", where_it_is(&row.copies)))
             }
-            Tier::Host => reasons.push("it is asleep in host memory".to_owned()),
+            Tier::Host => reasons.push("it is asleep in host memory; a request wakes it".to_owned()),
             Tier::Disk => reasons.push("its files are on this machine; a request loads it from there".to_owned()),
             Tier::Remote => reasons.push("it is in the repository alone; a request fetches and loads it".to_owned()),
         }
@@ -230,7 +267,8 @@ impl ModelManager {
         }
         let expected_seconds = match row.tier {
             Tier::Device => Some(0.0),
-            Tier::Host | Tier::Disk => past.map(|past| past.seconds),
+            Tier::Host => self.0.loader.host.as_ref().map(|host| host.wake_seconds(row.host_bytes)),
+            Tier::Disk => past.map(|past| past.seconds),
             Tier::Remote => row.last_load.map(|last| last.phases.total().as_secs_f64()),
         };
         Ok(Explanation {

@@ -3,6 +3,8 @@
 //! The `nv_*` names, units and labels are Triton's (docs/user_guide/metrics.md of triton-inference-server/server), so that
 //! dashboards made for it keep working; the `roundhouse_*` ones are ours.
 
+pub mod sleep;
+
 /// What Prometheus calls the type of a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -446,6 +448,14 @@ pub const ALL: &[Family] = &[
     LOAD_SECONDS,
     LOAD_PHASE_SECONDS,
     RESIDENT_MODELS,
+    sleep::ASLEEP_MODELS,
+    sleep::SLEEPS,
+    sleep::SLEEP_BYTES,
+    sleep::SLEEP_SECONDS,
+    sleep::WAKES,
+    sleep::WAKE_BYTES,
+    sleep::WAKE_SECONDS,
+    sleep::PINNED,
     LOOKUPS,
     LOAD_WAIT_SECONDS,
     LOADS_WAITING,

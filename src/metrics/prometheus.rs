@@ -31,6 +31,8 @@ const BUCKETS: &[(Family, &[f64])] = &[
     (defs::UNLOAD_SECONDS, defs::LOAD_BUCKETS),
     (defs::LOAD_PHASE_SECONDS, defs::LOAD_BUCKETS),
     (defs::ROOM_WAIT_SECONDS, defs::LOAD_BUCKETS),
+    (defs::sleep::SLEEP_SECONDS, defs::LOAD_BUCKETS),
+    (defs::sleep::WAKE_SECONDS, defs::LOAD_BUCKETS),
     (defs::EVICTION_AGE_SECONDS, defs::AGE_BUCKETS),
 ];
 
@@ -53,6 +55,8 @@ const FROM_THE_START: &[(Family, Labels)] = &[
     (defs::EVICTIONS, &[("tier", "device"), ("reason", "deleted")]),
     (defs::EVICTIONS, &[("tier", "device"), ("reason", "unload")]),
     (defs::EVICTIONS, &[("tier", "device"), ("reason", "surplus")]),
+    (defs::EVICTIONS, &[("tier", "device"), ("reason", "lost")]),
+    (defs::EVICTIONS, &[("tier", "host"), ("reason", "room")]),
     (defs::EVICTIONS, &[("tier", "disk"), ("reason", "room")]),
     (defs::EVICTIONS, &[("tier", "disk"), ("reason", "deleted")]),
     (defs::EVICTION_AGE_SECONDS, &[("tier", "device")]),
@@ -91,6 +95,14 @@ pub struct ServerMetrics {
     pub load_wait_seconds: Histogram,
     /// Models ready.
     pub resident: Gauge,
+    /// Models that sleep.
+    pub asleep: Gauge,
+    /// Models that were to sleep and could not.
+    pub sleeps_failed: Counter,
+    /// Models that were to wake and could not.
+    pub wakes_failed: Counter,
+    sleeping: Moves,
+    waking: Moves,
     /// Requests whose model was in memory.
     pub lookups_hit: Counter,
     /// Requests whose model had to be loaded.
@@ -112,6 +124,21 @@ pub struct ServerMetrics {
     busiest: Mutex<Busiest>,
     /// Of what models leave for want of room: the devices, the disk.
     churn: [Mutex<Churn>; 2],
+}
+
+/// Weights that went one way.
+struct Moves {
+    count: Counter,
+    bytes: Counter,
+    seconds: Histogram,
+}
+
+impl Moves {
+    fn record(&self, bytes: u64, took: Duration) {
+        self.count.increment(1);
+        self.bytes.increment(bytes);
+        self.seconds.record(took.as_secs_f64());
+    }
 }
 
 /// The tiers that models are evicted from, in the order of the churn ages.
@@ -197,6 +224,19 @@ impl ServerMetrics {
             load_wait_seconds: observed(defs::LOAD_WAIT_SECONDS, Observed::ModelLoadingWaitTime),
             unload_seconds: observed(defs::UNLOAD_SECONDS, Observed::ModelUnloadingTime),
             resident: gauge(defs::RESIDENT_MODELS),
+            asleep: gauge(defs::sleep::ASLEEP_MODELS),
+            sleeps_failed: counter(defs::sleep::SLEEPS, &[("outcome", "failed")]),
+            wakes_failed: counter(defs::sleep::WAKES, &[("outcome", "failed")]),
+            sleeping: Moves {
+                count: counter(defs::sleep::SLEEPS, &[("outcome", "ok")]),
+                bytes: counter(defs::sleep::SLEEP_BYTES, &[]),
+                seconds: histogram(defs::sleep::SLEEP_SECONDS, &[]),
+            },
+            waking: Moves {
+                count: counter(defs::sleep::WAKES, &[("outcome", "ok")]),
+                bytes: counter(defs::sleep::WAKE_BYTES, &[]),
+                seconds: histogram(defs::sleep::WAKE_SECONDS, &[]),
+            },
             lookups_hit,
             lookups_miss,
             hits,
@@ -211,6 +251,16 @@ impl ServerMetrics {
             handle,
             recorder,
         })
+    }
+
+    /// A model was put to sleep: so many bytes to host memory in so long.
+    pub fn slept(&self, bytes: u64, took: Duration) {
+        self.sleeping.record(bytes, took);
+    }
+
+    /// A model was woken: so many bytes to its device in so long.
+    pub fn woke(&self, bytes: u64, took: Duration) {
+        self.waking.record(bytes, took);
     }
 
     /// Counts a load that ended well by where its files were: `host`, `disk` or `remote`.

@@ -14,6 +14,7 @@ pub mod diagnostic;
 pub mod ensemble;
 pub mod image;
 pub mod message;
+pub mod optimization;
 pub mod ragged;
 mod read;
 mod response_cache;
@@ -32,6 +33,7 @@ use self::diagnostic::{ConfigError, ConfigWarning};
 use self::ensemble::EnsembleScheduling;
 use self::image::ImageInput;
 use self::message::{Message, Value};
+use self::optimization::Optimization;
 use self::ragged::{BatchInput, BatchOutput};
 use self::sequence::SequenceBatching;
 use self::warm_up::WarmUp;
@@ -123,6 +125,8 @@ pub struct ModelConfig {
     pub parameters: BTreeMap<String, String>,
     /// Whether a request may have any number of answers.
     pub decoupled: bool,
+    /// What the runtime is asked to do for speed.
+    pub optimization: Optimization,
     /// Requests that each instance answers before the model is ready.
     pub warm_ups: Vec<WarmUp>,
     /// Whether answers are kept and given again to the same question.
@@ -209,6 +213,7 @@ impl Default for ModelConfig {
             default_model_filename: String::new(),
             parameters: BTreeMap::new(),
             decoupled: false,
+            optimization: Optimization::default(),
             warm_ups: Vec::new(),
             response_cache: false,
             image_input: None,

@@ -8,7 +8,8 @@ use super::message::{MapKey, Message, Value};
 use super::ragged::{read_batch_input, read_batch_output};
 use super::{
     DynamicBatching, InstanceGroup, InstanceKind, ModelConfig, ModelInput, ModelOutput, QueuePolicy, RateLimiter,
-    RateLimiterResource, TimeoutAction, VersionPolicy, ensemble, image, response_cache, sequence, warm_up,
+    RateLimiterResource, TimeoutAction, VersionPolicy, ensemble, image, optimization, response_cache, sequence,
+    warm_up,
 };
 use crate::inference::Version;
 use crate::tensor::DataType;
@@ -51,6 +52,7 @@ impl ModelConfig {
                 })
                 .collect(),
             decoupled: message.message("model_transaction_policy").is_some_and(|policy| policy.flag("decoupled")),
+            optimization: optimization::read(&message)?,
             warm_ups: message
                 .messages("model_warmup")
                 .map(|(sample, at)| warm_up::read(sample, at))

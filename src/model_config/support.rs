@@ -59,8 +59,19 @@ const RULES: &[Rule] = &[
     rule("input.format", Ignored, "the dims alone describe the tensor"),
     rule("optimization.graph", Ignored, "the runtime's own level of optimization is used"),
     rule("optimization.priority", Ignored, "the shares of a device are the rate_limiter's"),
-    rule("optimization.cuda", Ignored, "CUDA graphs and streams are the runtime's own choice"),
-    rule("optimization.execution_accelerators", Ignored, "the device chosen for the server decides the provider"),
+    rule(
+        "optimization.cuda.graphs",
+        Ignored,
+        "a recorded graph writes to memory that was given back since, and memory of models that sleep is somebody else's",
+    ),
+    rule("optimization.cuda.busy_wait_events", Ignored, "threads never spin while a GPU works"),
+    rule("optimization.cuda.graph_spec", Ignored, "graphs are not recorded"),
+    rule("optimization.cuda.output_copy_stream", Ignored, "copies always have streams of their own"),
+    rule(
+        "optimization.execution_accelerators.cpu_execution_accelerator",
+        Ignored,
+        "on the CPU ONNX Runtime's own provider computes",
+    ),
     Rule {
         path: "optimization.input_pinned_memory.enable",
         verdict: Ignored,
@@ -179,6 +190,7 @@ mod tests {
         "default_model_filename",
         "parameters",
         "model_warmup",
+        "optimization.execution_accelerators.gpu_execution_accelerator",
         "response_cache.enable",
     ];
 

@@ -408,6 +408,20 @@ impl ModelQueue {
         model.ok_or_else(unloaded)?.instance()
     }
 
+    /// Lets nothing run, once what runs has ended: the memory below the model is about to go. Nobody asks it meanwhile.
+    pub async fn rest(&self) {
+        self.running.retire();
+        self.running.drained().await;
+    }
+
+    /// Undoes [`ModelQueue::rest`].
+    pub fn resume(self: &Arc<Self>) {
+        self.state.lock().is_hastened = false;
+        self.running.reopen();
+        // Whose caller left meanwhile may wait yet.
+        self.ask_all();
+    }
+
     /// Lets nothing new in, waits for what runs, answers what waits with `NotReady`, and gives out the instances and the
     /// model, for the caller to drop where that may take its time.
     pub async fn close(&self) -> Remains {

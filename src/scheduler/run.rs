@@ -11,7 +11,7 @@ use super::prompt::{LIMIT, Promptness};
 use super::queue::no_instance;
 use super::work::Work;
 use crate::backend::{Batch, Execution, ModelInstance, Streamed};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::inference::{NamedTensor, NamedTensors};
 use crate::metrics::meter::DeviceMeter;
 use crate::metrics::statistics::{ExecutionTimes, FailureReason, ModelStatistics};
@@ -220,7 +220,16 @@ impl Runner {
         replace: Replace<'_>,
     ) -> (Option<Instance>, Ran) {
         let batch = Batch { inputs: tensors.inputs, outputs: tensors.outputs };
-        let executed = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)));
+        let mut executed = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)));
+        // Who was asked for room may have made it too late for that run. Once more, not again and again.
+        if self.tries_again
+            && let Ok(Err(error)) = &executed
+            && error.kind() == ErrorKind::OutOfDeviceMemory
+            && error.is_retryable()
+        {
+            tracing::debug!(error = %error.report(), "a run found no memory: it is run once more");
+            executed = catch_unwind(AssertUnwindSafe(|| instance.execute(&batch)));
+        }
         let end = Instant::now();
         let panicked = executed.is_err();
         let mut times = None;

@@ -1,5 +1,6 @@
 //! What a GPU says of its work, as series of the metrics page. What it does not say has none.
 
+use crate::device::cuda::pinned::PinnedUsage;
 use crate::device::monitor::{GpuHealth, GpuReading};
 use crate::metrics::defs;
 use crate::metrics::prometheus::ServerMetrics;
@@ -22,6 +23,14 @@ pub(super) fn set(metrics: &ServerMetrics, uuid: String, reading: &GpuReading) {
     }
     if let Some(joules) = reading.energy {
         metrics.set_labelled_total(defs::GPU_ENERGY, &labels, joules);
+    }
+}
+
+/// The locked host memory for models that sleep.
+#[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
+pub(super) fn set_pinned(metrics: &ServerMetrics, pinned: PinnedUsage) {
+    for (kind, bytes) in [("limit", pinned.limit), ("locked", pinned.locked), ("taken", pinned.taken)] {
+        metrics.set_labelled(defs::sleep::PINNED, &[("kind", kind.to_owned())], bytes as f64);
     }
 }
 

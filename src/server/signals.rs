@@ -23,6 +23,7 @@ impl InferenceServer {
             // Hits are counted in lots: now, or this second's come with the next.
             self.0.models.count_uses();
             self.take_reading(now);
+            self.look_at_gpus().await;
         }
     }
 

@@ -11,6 +11,7 @@ mod double;
 mod driver;
 mod hooks;
 mod memory;
+mod onnxruntime;
 mod pool;
 mod real;
 mod shared;

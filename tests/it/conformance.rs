@@ -7,12 +7,13 @@ use roundhouse::backend::conformance::{Case, backend_conformance};
 use roundhouse::backend::gated::Gated;
 use roundhouse::backend::identity::Identity;
 use roundhouse::backend::onnxruntime::OnnxRuntime;
+use roundhouse::backend::placement::Placement;
 use roundhouse::backend::repeat::Repeat;
 use roundhouse::backend::runtime_paths::onnxruntime_path;
 use roundhouse::backend::{Backend, Batch, Execution, Model, ModelFiles, ModelInstance};
 use roundhouse::config::default_runtime_dir;
 use roundhouse::error::Result;
-use roundhouse::inference::{DeviceId, NamedTensor};
+use roundhouse::inference::NamedTensor;
 use roundhouse::model_config::complete::RuntimeSignature;
 use roundhouse::model_config::{ModelConfig, UnknownFields, parse};
 use roundhouse::repository::ModelRepository;
@@ -197,8 +198,8 @@ impl Backend for Heedless {
         ""
     }
 
-    fn load(&self, files: &ModelFiles, config: &ModelConfig, device: DeviceId) -> Result<Box<dyn Model>> {
-        Ok(Box::new(HeedlessModel(Identity.load(files, config, device)?)))
+    fn load(&self, files: &ModelFiles, config: &ModelConfig, placement: &Placement) -> Result<Box<dyn Model>> {
+        Ok(Box::new(HeedlessModel(Identity.load(files, config, placement)?)))
     }
 }
 

@@ -47,11 +47,13 @@ impl Scripted {
                 executor: executor.handle(),
                 threads: 1,
                 resources: None,
+                gpu: None,
             }],
             retain: true,
             loading: tokio::runtime::Handle::current(),
             meter: Arc::default(),
             responses: None,
+            host: None,
             queue_capacity: 8,
             unknown_fields: UnknownFields::Deny,
         };

@@ -19,6 +19,11 @@ mod emulate;
 mod ensemble;
 mod eviction;
 mod faults;
+#[macro_use]
+#[path = "../cuda/support.rs"]
+#[expect(dead_code, reason = "what the tests of `device/cuda` alone need")]
+mod cuda;
+mod gpu;
 mod grpc;
 mod http2;
 mod images;

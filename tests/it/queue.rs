@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 use roundhouse::backend::gated::{Fault, Gated, Step};
+use roundhouse::backend::placement::Placement;
 use roundhouse::backend::{Backend, Model, ModelFiles};
 use roundhouse::error::{Error, ErrorKind, Result};
 use roundhouse::inference::{DeviceId, NamedTensor, NamedTensors};
@@ -84,7 +85,7 @@ pub(crate) fn load(gated: &Gated, name: &str) -> Arc<dyn Model> {
         derived: None,
     };
     let config = parse(&config(name, "gated", ""), UnknownFields::Deny).unwrap().config;
-    gated.load(&files, &config, DeviceId::Cpu).unwrap().into()
+    gated.load(&files, &config, &Placement::of(DeviceId::Cpu)).unwrap().into()
 }
 
 /// What a caller was told, if what it was told is right.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use roundhouse::backend::gated::{Fault, Gated, Step};
+use roundhouse::backend::placement::Placement;
 use roundhouse::backend::{Backend, ModelFiles};
 use roundhouse::error::{Error, ErrorKind};
 use roundhouse::inference::{DeviceId, InferenceRequest, NamedTensor, NamedTensors};
@@ -409,7 +410,7 @@ fn bench(patience: Duration) -> Bench {
         derived: None,
     };
     let config = parse(&config("a", "gated", DECOUPLED), UnknownFields::Deny).unwrap().config;
-    let model = gated.load(&files, &config, DeviceId::Cpu).unwrap().into();
+    let model = gated.load(&files, &config, &Placement::of(DeviceId::Cpu)).unwrap().into();
     let executor = Executor::start(DeviceId::Cpu, 1, 1).unwrap();
     let statistics = Arc::new(ModelStatistics::default());
     let member = Member { model, instances: 1, executor: executor.handle(), share: Arc::default() };

@@ -46,11 +46,21 @@ pub fn kind_of(path: &Path) -> Result<Kind, Failure> {
     }
 }
 
-/// Refuses what is not TorchScript, with the mend.
+/// What this backend runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runs {
+    /// A module of TorchScript.
+    TorchScript,
+    /// A package of AOTInductor.
+    Package,
+}
+
+/// Refuses what this backend does not run, with the mend. Packages of AOTInductor are native code, which is run only where
+/// the operator allows it.
 ///
 /// # Errors
 /// What the file is instead, and how to make what is wanted.
-pub fn check(path: &Path) -> Result<(), Failure> {
+pub fn check(path: &Path, allows_packages: bool) -> Result<Runs, Failure> {
     let name = path.file_name().unwrap_or_default().display().to_string();
     let refuse = |what: &str| {
         Err(Failure::invalid(format!(
@@ -59,17 +69,30 @@ pub fn check(path: &Path) -> Result<(), Failure> {
         )))
     };
     match kind_of(path)? {
-        Kind::TorchScript => Ok(()),
+        Kind::TorchScript => Ok(Runs::TorchScript),
+        Kind::AotInductor if allows_packages => Ok(Runs::Package),
         Kind::Weights => {
             refuse("holds weights or a pickled module of torch.save, which no server can run without its Python code")
         }
         Kind::Export => refuse("is a graph of torch.export.save, which only Python can run"),
         Kind::AotInductor => Err(Failure::unsupported(format!(
-            "{name} is native code of AOTInductor, which this version does not run: save the model as TorchScript"
+            "{name} is native code of AOTInductor, which can do to this machine what the server can: start it with \
+             --allow-aotinductor if all who write to the repository are trusted with that, or save the model as TorchScript"
         ))),
         Kind::OtherZip => refuse("is a zip archive of something else"),
         Kind::NoZip => refuse("is no zip archive, which a TorchScript file is"),
     }
+}
+
+/// Where the central directory of a zip archive is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The file is no archive.
+    Nowhere,
+    /// The record that says so is torn.
+    Torn,
+    /// From this byte of the file on, so many.
+    At(u64, u64),
 }
 
 /// The central directory of a zip archive; `None` where there is none. One that is torn is no directory.
@@ -77,34 +100,48 @@ pub fn check(path: &Path) -> Result<(), Failure> {
 /// # Errors
 /// What reading fails with.
 pub fn central_directory(file: &mut (impl Read + Seek)) -> io::Result<Option<Vec<u8>>> {
+    match place_of_directory(file)? {
+        Place::Nowhere => Ok(None),
+        Place::Torn => Ok(Some(vec![0])),
+        Place::At(offset, size) => {
+            let mut directory = Vec::new();
+            file.seek(SeekFrom::Start(offset))?;
+            file.take(size).read_to_end(&mut directory)?;
+            Ok(Some(directory))
+        }
+    }
+}
+
+/// Where the central directory is.
+///
+/// # Errors
+/// What reading fails with.
+pub fn place_of_directory(file: &mut (impl Read + Seek)) -> io::Result<Place> {
     let length = file.seek(SeekFrom::End(0))?;
     let from = length.saturating_sub(TAIL);
     file.seek(SeekFrom::Start(from))?;
     let mut tail = Vec::new();
     file.take(TAIL).read_to_end(&mut tail)?;
     let Some(end) = tail.windows(4).rposition(|word| word == b"PK\x05\x06").and_then(|at| tail.get(at..at + 22)) else {
-        return Ok(None);
+        return Ok(Place::Nowhere);
     };
     let (mut size, mut offset) = (u64::from(le32(&end[12..])), u64::from(le32(&end[16..])));
     if size == 0xffff_ffff || offset == 0xffff_ffff {
         // The 64-bit record stands where the locator before the end record says.
         let at = tail.windows(4).rposition(|word| word == b"PK\x06\x07").and_then(|at| tail.get(at..at + 20));
-        let Some(locator) = at else { return Ok(Some(Vec::new())) };
+        let Some(locator) = at else { return Ok(Place::Torn) };
         let mut record = Vec::new();
         file.seek(SeekFrom::Start(le64(&locator[8..])))?;
         file.take(56).read_to_end(&mut record)?;
         if record.len() < 56 || !record.starts_with(b"PK\x06\x06") {
-            return Ok(Some(vec![0]));
+            return Ok(Place::Torn);
         }
         (size, offset) = (le64(&record[40..]), le64(&record[48..]));
     }
     if size > MOST_BYTES || offset.checked_add(size).is_none_or(|end| end > length) {
-        return Ok(Some(vec![0]));
+        return Ok(Place::Torn);
     }
-    let mut directory = Vec::new();
-    file.seek(SeekFrom::Start(offset))?;
-    file.take(size).read_to_end(&mut directory)?;
-    Ok(Some(directory))
+    Ok(Place::At(offset, size))
 }
 
 /// What an archive with this central directory is; `None` where it is torn.
@@ -201,13 +238,16 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let refusal = |bytes: &[u8]| {
             std::fs::write(file.path(), bytes).unwrap();
-            check(file.path()).unwrap_err().text
+            check(file.path(), true).unwrap_err().text
         };
         assert!(refusal(b"not a zip").contains("is no zip archive"));
         assert!(refusal(&archive(&directory(&["m/data.pkl"]))).contains("weights or a pickled module"));
         assert!(refusal(&archive(&directory(&["m/archive_format"]))).contains("torch.jit.trace"));
         assert!(refusal(&archive(b"torn")).contains("torn"));
-        assert_eq!(check(Path::new("/no/such.pt")).unwrap_err().kind, roundhouse_abi::NOT_FOUND);
+        std::fs::write(file.path(), archive(&directory(&["m/data/aotinductor/model/x.so"]))).unwrap();
+        assert!(check(file.path(), false).unwrap_err().text.contains("start it with --allow-aotinductor if all"));
+        assert_eq!(check(file.path(), true), Ok(Runs::Package));
+        assert_eq!(check(Path::new("/no/such.pt"), true).unwrap_err().kind, roundhouse_abi::NOT_FOUND);
     }
 
     proptest! {

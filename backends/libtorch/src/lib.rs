@@ -1,13 +1,15 @@
-//! The `pytorch` backend: TorchScript models through libtorch, as a library that the server opens at run time.
+//! The `pytorch` backend: TorchScript models and packages of AOTInductor through libtorch, as a library that the server opens at run time.
 //!
 //! [`archive`] tells what a file is before torch reads it; `names` decides which tensor of a request is which argument of
-//! `forward`, and which part of what it gives is which output; `options` reads Triton's parameters; `model` is the rest,
+//! `forward`, and which part of what it gives is which output; `options` reads Triton's parameters; `package` makes
+//! packages fit to be unloaded; `model` is the rest,
 //! over tch's tensors and a small C++ shim for what tch lacks. Without the feature `backend` there is only what needs no
 //! libtorch.
 
 pub mod archive;
 pub mod names;
 pub mod options;
+pub mod package;
 
 #[cfg(feature = "backend")]
 pub mod model;

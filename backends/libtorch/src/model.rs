@@ -1,4 +1,4 @@
-//! A TorchScript module as a model of the server.
+//! A TorchScript module, or a package of AOTInductor, as a model of the server.
 
 use std::ffi::CString;
 use std::ptr;
@@ -11,15 +11,19 @@ use roundhouse_abi::plugin::{
 };
 use torch_sys::C_tensor;
 
+use crate::archive::Runs;
 use crate::names::{Place, Takes, parts, places};
 use crate::options::{Optimize, Options};
 use crate::shim::{self, Module, RawInput, RawWanted, Runner};
-use crate::{archive, names};
+use crate::{archive, names, package};
 
 /// The backend.
 pub struct Pytorch;
 
 static HOST: OnceLock<Host> = OnceLock::new();
+
+/// The setting that has packages run.
+const ALLOW_PACKAGES: &str = "allow_aotinductor";
 
 /// Runs with zeros before a model is ready: the executor optimises a graph in the first two.
 const WARM_UP: u32 = 2;
@@ -37,7 +41,9 @@ impl Backend for Pytorch {
 
     fn load(request: &LoadRequest<'_>) -> Result<TorchModel, Failure> {
         let path = request.model_file().ok_or_else(|| Failure::invalid("the pytorch backend needs a model file"))?;
-        archive::check(path)?;
+        let host = HOST.get();
+        let allows = |host: &Host| host.settings().any(|(key, value)| key == ALLOW_PACKAGES && value == "true");
+        let runs = archive::check(path, host.is_some_and(allows))?;
         let (options, remarks) = Options::read(request.parameters())?;
         for remark in &remarks {
             log(abi::LOG_WARN, &format!("model {}: {remark}", request.model_name()));
@@ -53,21 +59,27 @@ impl Backend for Pytorch {
             }
         };
         let (inputs, outputs) = (request.inputs(), request.outputs());
-        let module = Arc::new(Module::load(
-            path,
-            shim::Options {
-                device,
-                inference_mode: options.inference_mode.into(),
-                optimized: options.optimized.into(),
-                optimize: match options.optimize {
-                    Optimize::Nothing => 0,
-                    Optimize::Freeze => 1,
-                    Optimize::Inference => 2,
-                },
-                threads: options.threads,
-                restore_shapes: (inputs.is_empty() || outputs.is_empty()).into(),
+        let how = shim::Options {
+            device,
+            inference_mode: options.inference_mode.into(),
+            optimized: options.optimized.into(),
+            optimize: match options.optimize {
+                Optimize::Nothing => 0,
+                Optimize::Freeze => 1,
+                Optimize::Inference => 2,
             },
-        )?);
+            threads: options.threads,
+            restore_shapes: (inputs.is_empty() || outputs.is_empty()).into(),
+        };
+        let module = Arc::new(match runs {
+            Runs::TorchScript => Module::load(path, how)?,
+            Runs::Package => {
+                let copy = package::unpin(path, &std::env::temp_dir())?;
+                // As many as the server has threads to run them on at a time.
+                let instances = host.map_or(1, |host| host.executor_threads().max(1) as usize);
+                Module::load_package(path, copy.path(), how, instances)?
+            }
+        });
         let arguments = module.arguments();
         let inputs = if inputs.is_empty() { traced_inputs(&module, &arguments)? } else { inputs };
         let places = places(&inputs, &arguments)?;

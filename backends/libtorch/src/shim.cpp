@@ -1,13 +1,15 @@
 // What tch lacks: the executor and inference modes of TorchScript, freezing, the argument names of `forward`, outputs that
-// are tuples, lists and dictionaries, streams, and the device allocator's books. No exception leaves a function: each
+// are tuples, lists and dictionaries, packages of AOTInductor, streams, and the device allocator's books. No exception leaves a function: each
 // returns 0, or 1 after writing a text to `error`, which has room for 2048 bytes.
 
 #include <ATen/ATen.h>
+#include <ATen/DynamicLibrary.h>
 #include <ATen/Parallel.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
@@ -77,6 +79,21 @@ int kind_of(const c10::TypePtr& type) {
     return OTHER;
 }
 
+// How many tensors a package takes: its library knows, and the runner, which passes on whatever it is given, does not ask.
+struct Counts : torch::inductor::AOTIModelContainerRunner {
+    struct Found {
+        size_t inputs;
+    };
+    static Found of(torch::inductor::AOTIModelContainerRunner& runner) {
+        auto& library = runner.*&Counts::model_so_;
+        const auto count = reinterpret_cast<decltype(&AOTInductorModelContainerGetNumInputs)>(
+            library->sym("AOTInductorModelContainerGetNumInputs"));
+        Found found{};
+        TORCH_CHECK(count(runner.*&Counts::container_handle_, &found.inputs) == 0, "the package does not tell its inputs");
+        return found;
+    }
+};
+
 }  // namespace
 
 extern "C" {
@@ -96,6 +113,8 @@ struct rh_module {
     std::optional<torch::jit::Method> forward;
     std::vector<Argument> arguments;
     bool keeps_state;
+    // In the place of the module.
+    std::unique_ptr<torch::inductor::AOTIModelPackageLoader> package;
 };
 
 struct rh_instance {
@@ -129,7 +148,7 @@ int rh_load(const char* path, const rh_options* options, rh_module** made, char*
         if (options->optimize == 1) module = torch::jit::freeze(module);
         // It freezes as well.
         if (options->optimize == 2) module = torch::jit::optimize_for_inference(module);
-        auto fresh = std::make_unique<rh_module>(rh_module{*options, module, module.find_method("forward"), {}, false});
+        auto fresh = std::make_unique<rh_module>(rh_module{*options, module, module.find_method("forward"), {}, false, nullptr});
         TORCH_CHECK(fresh->forward.has_value(), "the module has no method forward");
         const auto& schema = fresh->forward->function().getSchema().arguments();
         const auto graph = fresh->forward->graph();
@@ -149,6 +168,24 @@ int rh_load(const char* path, const rh_options* options, rh_module** made, char*
         for (const auto kind : {c10::aten::append, c10::aten::insert, c10::aten::_set_item, c10::Symbol::aten("extend")})
             for (const auto* node : torch::jit::findAllNodes(*flat, kind, true))
                 fresh->keeps_state |= node->input(0)->node()->kind() == c10::prim::GetAttr;
+        *made = fresh.release();
+    });
+}
+
+// Loads a package of AOTInductor, which so many instances run at a time. Its tensors have places and no names.
+int rh_load_package(const char* path, const rh_options* options, size_t instances, rh_module** made, char* error) {
+    return guarded(error, [&] {
+        const auto device = device_of(options->device);
+        const auto compiled_for = torch::inductor::AOTIModelPackageLoader::load_metadata_from_package(path, "model");
+        const auto found = compiled_for.find("AOTI_DEVICE_KEY");
+        const auto wanted = device.is_cpu() ? "cpu" : "cuda";
+        if (found != compiled_for.end() && found->second != wanted)
+            throw std::invalid_argument("it was compiled for " + found->second + ", and is to run on " + wanted + ": set the kind of instance_group");
+        auto package = std::make_unique<torch::inductor::AOTIModelPackageLoader>(path, "model", false, instances, device.index());
+        const auto inputs = Counts::of(*package->get_runner()).inputs;
+        auto fresh = std::make_unique<rh_module>(rh_module{*options, torch::jit::Module(), std::nullopt, {}, false, std::move(package)});
+        for (size_t at = 0; at < inputs; at++)
+            fresh->arguments.push_back({"INPUT__" + std::to_string(at), "Tensor", TENSOR, {}, {}, {}});
         *made = fresh.release();
     });
 }
@@ -204,7 +241,37 @@ struct Modes {
     }
 };
 
-at::IValue run(const rh_module& module, const rh_input* inputs, size_t input_count) {
+// A tensor over the bytes of a request, or on its way to the device.
+at::Tensor tensor_of(const rh_input& input, c10::Device device, bool copied) {
+    const auto options = at::TensorOptions().dtype(static_cast<at::ScalarType>(input.scalar_type));
+    auto tensor = at::from_blob(const_cast<void*>(input.data), at::IntArrayRef(input.dims, input.rank), options);
+    return !device.is_cpu() ? tensor.to(device) : copied ? tensor.clone() : tensor;
+}
+
+// What a package gives, as a tuple. It may write to what it is given, which others read too: it gets copies.
+at::IValue run_package(const rh_instance& instance, const rh_input* inputs, size_t input_count) {
+    const auto& module = *instance.module;
+    std::vector<at::Tensor> given(module.arguments.size());
+    for (size_t at = 0; at < input_count; at++)
+        given.at(static_cast<size_t>(inputs[at].argument)) = tensor_of(inputs[at], device_of(module.options.device), true);
+    for (const auto& tensor : given)
+        if (!tensor.defined()) throw std::invalid_argument("the package needs all of its inputs");
+    std::vector<at::Tensor> made;
+    try {
+        made = module.package->boxed_run(std::move(given), instance.stream ? instance.stream->native_handle() : nullptr);
+    } catch (const c10::OutOfMemoryError&) {
+        throw;
+    } catch (const std::exception&) {
+        // The compiled code tells here only that it failed.
+        throw std::invalid_argument("the package refuses its inputs, most often for a shape or type other than it was compiled for: it wrote why to the server's standard error");
+    }
+    std::vector<at::IValue> values(std::make_move_iterator(made.begin()), std::make_move_iterator(made.end()));
+    return c10::ivalue::Tuple::create(std::move(values));
+}
+
+at::IValue run(const rh_instance& instance, const rh_input* inputs, size_t input_count) {
+    const auto& module = *instance.module;
+    if (module.package) return run_package(instance, inputs, input_count);
     const auto device = device_of(module.options.device);
 
     std::vector<at::IValue> stack;
@@ -214,11 +281,8 @@ at::IValue run(const rh_module& module, const rh_input* inputs, size_t input_cou
     std::optional<c10::Dict<std::string, at::Tensor>> dictionary;
     for (size_t at = 0; at < input_count; at++) {
         const auto& input = inputs[at];
-        const auto options = at::TensorOptions().dtype(static_cast<at::ScalarType>(input.scalar_type));
-        auto tensor = at::from_blob(const_cast<void*>(input.data), at::IntArrayRef(input.dims, input.rank), options);
-        if (!device.is_cpu()) tensor = tensor.to(device);
         // What the module keeps must not lie in the request's memory.
-        else if (module.keeps_state) tensor = tensor.clone();
+        auto tensor = tensor_of(input, device, module.keeps_state);
         if (input.argument < 0) {
             if (!dictionary) dictionary.emplace();
             dictionary->insert(input.name, std::move(tensor));
@@ -243,7 +307,7 @@ int rh_infer(rh_instance* instance, const rh_input* inputs, size_t input_count, 
         const Modes modes(*instance);
         const auto& module = *instance->module;
         const auto device = device_of(module.options.device);
-        const auto given = run(module, inputs, input_count);
+        const auto given = run(*instance, inputs, input_count);
 
         const auto part = [&](const rh_wanted& want) -> at::IValue {
             const auto nth = [&](size_t size) {
@@ -292,7 +356,7 @@ int rh_probe(rh_instance* instance, const rh_input* inputs, size_t input_count,
              void (*tell)(void*, const char*, int, size_t), void* whom, char* error) {
     return guarded(error, [&] {
         const Modes modes(*instance);
-        const auto given = run(*instance->module, inputs, input_count);
+        const auto given = run(*instance, inputs, input_count);
         const auto tell_of = [&](const std::string& name, const at::IValue& value) {
             if (!value.isTensor())
                 throw std::invalid_argument("output '" + name + "' is a " + value.tagKind() + ": only tensors can be served");

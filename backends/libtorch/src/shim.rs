@@ -54,6 +54,13 @@ type Tell = unsafe extern "C" fn(*mut c_void, *const c_char, c_int, usize);
 
 unsafe extern "C" {
     fn rh_load(path: *const c_char, options: *const Options, made: *mut *mut RawModule, error: *mut c_char) -> c_int;
+    fn rh_load_package(
+        path: *const c_char,
+        options: *const Options,
+        instances: usize,
+        made: *mut *mut RawModule,
+        error: *mut c_char,
+    ) -> c_int;
     fn rh_unload(module: *mut RawModule);
     fn rh_argument_count(module: *const RawModule) -> usize;
     fn rh_argument_name(module: *const RawModule, at: usize) -> *const c_char;
@@ -135,20 +142,36 @@ pub(crate) struct Example {
 }
 
 impl Module {
+    /// Loads a module of TorchScript.
     pub(crate) fn load(path: &Path, options: Options) -> Result<Self, Failure> {
-        let name = path.file_name().unwrap_or_default().display().to_string();
+        // SAFETY: a string, options, and room for the answers, all of which live through the call.
+        Self::made(path, path, |path, made, error| unsafe { rh_load(path, &raw const options, made, error) })
+    }
+
+    /// Loads a package of AOTInductor, which so many `instances` run at a time, from a copy of it.
+    pub(crate) fn load_package(path: &Path, copy: &Path, options: Options, instances: usize) -> Result<Self, Failure> {
+        // SAFETY: as above.
+        Self::made(path, copy, |path, made, error| unsafe {
+            rh_load_package(path, &raw const options, instances, made, error)
+        })
+    }
+
+    /// What `load` makes of the file `path`; messages name `model`.
+    fn made(
+        model: &Path,
+        path: &Path,
+        load: impl FnOnce(*const c_char, *mut *mut RawModule, *mut c_char) -> c_int,
+    ) -> Result<Self, Failure> {
+        let name = model.file_name().unwrap_or_default().display().to_string();
         let path =
             CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| Failure::invalid("the path has a NUL"))?;
         let mut made = ptr::null_mut();
-        // SAFETY: a string, options, and room for the answers, all of which live through the call.
-        call(|error| unsafe { rh_load(path.as_ptr(), &raw const options, &raw mut made, error) }).map_err(
-            |failure| {
-                // What cannot be read is the model's fault.
-                let kind = if failure.kind == abi::FAILED { abi::INVALID_ARGUMENT } else { failure.kind };
-                let folder = path.to_string_lossy().replace(&name, "");
-                Failure { kind, text: format!("libtorch cannot load {name}: {}", failure.text.replace(&folder, "")) }
-            },
-        )?;
+        call(|error| load(path.as_ptr(), &raw mut made, error)).map_err(|failure| {
+            // What cannot be read is the model's fault.
+            let kind = if failure.kind == abi::FAILED { abi::INVALID_ARGUMENT } else { failure.kind };
+            let folder = path.to_string_lossy().replace(&name, "");
+            Failure { kind, text: format!("libtorch cannot load {name}: {}", failure.text.replace(&folder, "")) }
+        })?;
         NonNull::new(made).map(Self).ok_or_else(|| Failure::failed("libtorch gave no module"))
     }
 

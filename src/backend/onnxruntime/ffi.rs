@@ -57,7 +57,7 @@ impl Drop for Value<'_> {
     }
 }
 
-fn owned<'a>(pointer: *mut OrtValue) -> Result<Value<'a>> {
+pub(super) fn owned<'a>(pointer: *mut OrtValue) -> Result<Value<'a>> {
     let pointer = NonNull::new(pointer)
         .ok_or_else(|| Error::new(ErrorKind::BackendFailed, "ONNX Runtime gave no value and no error"))?;
     Ok(Value { pointer, borrowed: 0..0, _aligned: None, _borrowed: PhantomData })
@@ -68,13 +68,8 @@ impl<'a> Value<'a> {
     /// string by string for BYTES.
     pub(super) fn of(tensor: &'a Tensor) -> Result<Self> {
         let Some(size) = tensor.data_type().size() else { return Self::of_strings(tensor) };
+        check_bools(tensor)?;
         let data: &[u8] = tensor.data();
-        if tensor.data_type() == DataType::Bool
-            && let Some(index) = data.iter().position(|&byte| byte > 1)
-        {
-            // A C++ bool that is neither 0 nor 1 is undefined behaviour in the kernels.
-            return Err(Error::invalid(format!("BOOL element {index} is {}, expected 0 or 1", data[index])));
-        }
         if (data.as_ptr() as usize).is_multiple_of(size) {
             return Self::over(tensor, data.as_ptr(), None);
         }
@@ -173,15 +168,52 @@ impl<'a> Value<'a> {
     }
 }
 
+/// A C++ bool that is neither 0 nor 1 is undefined behaviour in the kernels.
+pub(super) fn check_bools(tensor: &Tensor) -> Result<()> {
+    let data: &[u8] = tensor.data();
+    match tensor.data_type() {
+        DataType::Bool => match data.iter().position(|&byte| byte > 1) {
+            Some(index) => Err(Error::invalid(format!("BOOL element {index} is {}, expected 0 or 1", data[index]))),
+            None => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+impl Value<'_> {
+    /// The value, for calls.
+    pub(super) const fn pointer(&self) -> *const OrtValue {
+        self.pointer.as_ptr().cast_const()
+    }
+
+    /// Type and shape, in our words.
+    pub(super) fn described(&self) -> Result<(DataType, Shape)> {
+        let (element, shape) = self.describe()?;
+        let data_type = data_type(element)
+            .ok_or_else(|| Error::unsupported(format!("elements of ONNX type {} are not served", element as i32)))?;
+        Ok((data_type, shape))
+    }
+
+    /// Where a tensor of numbers lies, and how many bytes it has; `None` for strings, which are in host memory always.
+    pub(super) fn place(&self) -> Result<Option<(u64, usize)>> {
+        let (data_type, shape) = self.described()?;
+        let Some(size) = data_type.size() else { return Ok(None) };
+        let bytes = shape.element_count().and_then(|count| count.checked_mul(size));
+        let bytes = bytes.ok_or_else(|| Error::internal(format!("ONNX Runtime gave a tensor of shape {shape}")))?;
+        let mut data: *mut c_void = ptr::null_mut();
+        // SAFETY: the value is a tensor of numbers; the out-pointer is valid.
+        check(unsafe { (ort::api().GetTensorMutableData)(self.pointer.as_ptr(), &raw mut data) })?;
+        Ok(Some((data as u64, bytes)))
+    }
+}
+
 impl Value<'static> {
     /// The value as a tensor: its own buffer, given back to ONNX Runtime when the last slice of it is dropped.
     ///
     /// `given` are the addresses of the inputs, which must still live: where a graph's output is one of its inputs, ONNX
     /// Runtime hands back the very buffer it was given, which is copied then, since it ends with the request.
     pub(super) fn into_tensor(self, given: &[Range<usize>]) -> Result<Tensor> {
-        let (element, shape) = self.describe()?;
-        let data_type = data_type(element)
-            .ok_or_else(|| Error::unsupported(format!("elements of ONNX type {} are not served", element as i32)))?;
+        let (data_type, shape) = self.described()?;
         let Some(count) = shape.element_count() else {
             return Err(Error::internal(format!("ONNX Runtime gave a tensor of shape {shape}")));
         };
@@ -319,7 +351,7 @@ pub(super) fn cpu_memory() -> Result<&'static CpuMemory> {
         .map_err(Clone::clone)
 }
 
-const fn onnx_type(data_type: DataType) -> Onnx {
+pub(super) const fn onnx_type(data_type: DataType) -> Onnx {
     match data_type {
         DataType::Bool => Onnx::ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL,
         DataType::Uint8 => Onnx::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,

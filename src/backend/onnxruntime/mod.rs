@@ -4,12 +4,17 @@
 //! models a spinning pool burned twenty times the CPU of the work itself. The instances of a model on the CPU share one
 //! session, so that weights are in memory once however many instances there are.
 
+mod allocator;
 mod arena;
+mod binding;
+mod cuda;
 #[cfg(any(test, feature = "test-util"))]
 pub mod encode;
 mod external;
 mod ffi;
+mod gpu;
 mod optimised;
+mod provider;
 mod session;
 
 use std::num::NonZeroUsize;
@@ -18,7 +23,10 @@ use std::sync::OnceLock;
 
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 
+use super::placement::{GpuShare, Placement};
 use super::{Backend, Model, ModelFiles};
+use crate::device::cuda::hooks::{OwnerScope, take_refusal};
+use crate::device::cuda::owner::Kind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::DeviceId;
 use crate::model_config::ModelConfig;
@@ -35,6 +43,13 @@ const MEND: &str =
 /// The backend. There is one environment in a process, whatever the number of servers in it.
 pub struct OnnxRuntime {
     environment: &'static Environment,
+    /// Which library it is.
+    library: PathBuf,
+    /// Whether models can be on GPUs.
+    cuda: OnceLock<Result<()>>,
+    has_tensorrt: OnceLock<bool>,
+    /// Whether the CPU and its memory stand in for GPUs, as in tests.
+    has_stand_in: bool,
 }
 
 static ENVIRONMENT: OnceLock<Result<(PathBuf, Environment)>> = OnceLock::new();
@@ -59,10 +74,56 @@ impl OnnxRuntime {
                     tracing::warn!(loaded = %path.display(), asked = %library.display(),
                         "this process has another ONNX Runtime loaded already and goes on with it");
                 }
-                Ok(Self { environment })
+                let (cuda, has_tensorrt) = (OnceLock::new(), OnceLock::new());
+                Ok(Self { environment, library: path.clone(), cuda, has_tensorrt, has_stand_in: false })
             }
             Err(error) => Err(error.clone()),
         }
+    }
+
+    /// The backend with the CPU and its memory in the place of GPUs, so that all but the kernels is what it is there.
+    #[cfg(any(test, feature = "test-util"))]
+    #[must_use]
+    pub fn with_stand_in(mut self) -> Self {
+        self.has_stand_in = true;
+        self
+    }
+
+    fn load_on_gpu(
+        &self,
+        source: session::Source<'_>,
+        config: &ModelConfig,
+        share: &GpuShare,
+    ) -> Result<Box<dyn Model>> {
+        self.on_gpu()?;
+        let (compute, ordinal) = (share.stream(), share.ordinal());
+        let engines = source.derived.map(|folder| folder.join("tensorrt"));
+        let wants_tensorrt = config.optimization.gpu_accelerators.iter().any(|asked| asked.name == provider::TENSORRT);
+        let target = provider::Target {
+            ordinal,
+            stream: compute.handle(),
+            engines: engines.as_deref(),
+            has_tensorrt: wants_tensorrt && *self.has_tensorrt.get_or_init(|| cuda::has_tensorrt(&self.library)),
+        };
+        let (providers, remarks) = provider::choose(&config.optimization, &target)?;
+        remarks.iter().for_each(|remark| tracing::warn!(model = config.name, "{remark}"));
+        if let (Some(_), Some(folder)) = (&providers.tensorrt, &engines)
+            && let Err(error) = std::fs::create_dir_all(folder)
+        {
+            tracing::warn!(model = config.name, %error, "engines of TensorRT cannot be kept: each load builds them anew");
+        }
+        let (name, id) = if self.has_stand_in { (allocator::HOST, 0) } else { (allocator::CUDA, ordinal) };
+        let memory = allocator::serve(self.environment, name, id)?;
+        let gpu = session::Gpu { providers: (!self.has_stand_in).then_some(&providers) };
+        let source = session::Source { derived: None, gpu: Some(gpu), ..source };
+        let _earlier = take_refusal();
+        let made = {
+            let _scope = OwnerScope::enter(&share.owner, Kind::Weights);
+            session::commit_on_gpu(&source)
+        };
+        // A runtime that gets no memory says no more than that; why is the allocator's to say.
+        let (session, interface) = made.map_err(|error| take_refusal().unwrap_or(error))?;
+        Ok(Box::new(gpu::GpuModel::new(session, interface, memory, compute, share.clone())?))
     }
 }
 
@@ -103,10 +164,14 @@ impl Backend for OnnxRuntime {
         "model.onnx"
     }
 
-    fn load(&self, files: &ModelFiles, config: &ModelConfig, device: DeviceId) -> Result<Box<dyn Model>> {
-        if device != DeviceId::Cpu {
-            return Err(Error::unsupported(format!("the onnxruntime backend cannot run on {device} in this version")));
+    fn on_gpu(&self) -> Result<()> {
+        match self.has_stand_in {
+            true => Ok(()),
+            false => self.cuda.get_or_init(|| cuda::find(&self.library)).clone(),
         }
+    }
+
+    fn load(&self, files: &ModelFiles, config: &ModelConfig, placement: &Placement) -> Result<Box<dyn Model>> {
         let file = files.find(config, self.default_model_file())?;
         let threads = config.parameters.get(INTRA_OP_THREADS).map(|text| thread_count(text)).transpose()?;
         let source = session::Source {
@@ -115,8 +180,15 @@ impl Backend for OnnxRuntime {
             version: files.version,
             threads: threads.flatten(),
             derived: files.derived.as_deref(),
+            gpu: None,
         };
-        Ok(Box::new(session::OnnxModel::load(&source)?))
+        match (placement.share(), placement.device()) {
+            (Some(share), _) => self.load_on_gpu(source, config, share),
+            (None, DeviceId::Cpu) => Ok(Box::new(session::OnnxModel::load(&source)?)),
+            (None, device) => Err(Error::unsupported(format!(
+                "the onnxruntime backend cannot run on {device}, whose memory the server does not hand out"
+            ))),
+        }
     }
 }
 
@@ -160,7 +232,7 @@ mod tests {
             model_file: Some(file),
             derived: None,
         };
-        backend().load(&files, &ModelConfig::minimal("test", NAME), DeviceId::Cpu)
+        backend().load(&files, &ModelConfig::minimal("test", NAME), &Placement::of(DeviceId::Cpu))
     }
 
     pub(super) fn named(name: &str, tensor: Tensor) -> NamedTensor {

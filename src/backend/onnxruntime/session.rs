@@ -16,7 +16,8 @@ use smallvec::SmallVec;
 use super::super::{Batch, Execution, Model, ModelInstance, ModelMemory};
 use super::external::Contents;
 use super::optimised::OptimisedCopy;
-use super::{arena, external, ffi};
+use super::provider::Providers;
+use super::{arena, cuda, external, ffi};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::{NamedTensor, NamedTensors, Version};
 use crate::model_config::complete::{RuntimeSignature, TensorSignature};
@@ -31,6 +32,15 @@ pub(super) struct Source<'a> {
     pub(super) threads: Option<NonZeroUsize>,
     /// Where what is made of the model may be kept.
     pub(super) derived: Option<&'a Path>,
+    /// What computes it where that is not the CPU alone, in memory that is handed out by us.
+    pub(super) gpu: Option<Gpu<'a>>,
+}
+
+/// What a session is made with for a GPU.
+#[derive(Clone, Copy)]
+pub(super) struct Gpu<'a> {
+    /// `None` where the CPU stands in for the device.
+    pub(super) providers: Option<&'a Providers>,
 }
 
 /// What is done with the graph before it runs.
@@ -54,6 +64,12 @@ impl Source<'_> {
                 .with_independent_thread_pool()?
                 .with_intra_threads(threads.get())?
                 .with_intra_op_spinning(false)?;
+        }
+        if let Some(Gpu { providers }) = self.gpu {
+            builder = builder.with_config_entry("session.use_env_allocators", "1")?;
+            if let Some(providers) = providers {
+                cuda::append(&builder, providers).map_err(|error| ort::Error::new(error.report()))?;
+            }
         }
         match rewriting {
             Rewriting::Yes => builder.commit_from_file(self.file),
@@ -79,9 +95,40 @@ struct Shared {
     arena_at_load: u64,
     /// Whether weights lie in files beside the model, which ONNX Runtime maps.
     maps_files: bool,
-    signature: RuntimeSignature,
-    input_names: Vec<CString>,
-    output_names: Vec<CString>,
+    interface: Interface,
+}
+
+/// The inputs and outputs of a session.
+pub(super) struct Interface {
+    pub(super) signature: RuntimeSignature,
+    pub(super) input_names: Vec<CString>,
+    pub(super) output_names: Vec<CString>,
+}
+
+impl Interface {
+    /// What a session says of itself.
+    pub(super) fn of(session: &Session) -> Result<Self> {
+        let signature = RuntimeSignature {
+            inputs: session.inputs().iter().map(|input| describe("input", input)).collect::<Result<_>>()?,
+            outputs: session.outputs().iter().map(|output| describe("output", output)).collect::<Result<_>>()?,
+            optional_inputs: Vec::new(),
+        };
+        let names = |tensors: &[TensorSignature]| {
+            tensors
+                .iter()
+                .map(|tensor| CString::new(tensor.name.as_str()))
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| Error::invalid("a tensor of the model has a NUL in its name").with_source(error))
+        };
+        let (input_names, output_names) = (names(&signature.inputs)?, names(&signature.outputs)?);
+        Ok(Self { signature, input_names, output_names })
+    }
+
+    /// Which input is called so.
+    pub(super) fn input(&self, name: &str) -> Result<usize> {
+        let found = self.signature.inputs.iter().position(|known| known.name == name);
+        found.ok_or_else(|| Error::internal(format!("input '{name}' came to the runtime unchecked")))
+    }
 }
 
 impl OnnxModel {
@@ -101,28 +148,28 @@ impl OnnxModel {
 
     /// The model of a session.
     pub(super) fn of(session: Session, contents: Contents) -> Result<Self> {
-        let signature = RuntimeSignature {
-            inputs: session.inputs().iter().map(|input| describe("input", input)).collect::<Result<_>>()?,
-            outputs: session.outputs().iter().map(|output| describe("output", output)).collect::<Result<_>>()?,
-            optional_inputs: Vec::new(),
-        };
-        let names = |tensors: &[TensorSignature]| {
-            tensors
-                .iter()
-                .map(|tensor| CString::new(tensor.name.as_str()))
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|error| Error::invalid("a tensor of the model has a NUL in its name").with_source(error))
-        };
-        let (input_names, output_names) = (names(&signature.inputs)?, names(&signature.outputs)?);
+        let interface = Interface::of(&session)?;
         let arena_at_load = arena::total_allocated(&session)?;
         let maps_files = contents.has_external_data;
-        let shared = Shared { session, arena_at_load, maps_files, signature, input_names, output_names };
+        let shared = Shared { session, arena_at_load, maps_files, interface };
         Ok(Self { shared: Arc::new(shared) })
     }
 }
 
+/// The session of a model on a GPU, and what it says of itself. Nothing of it is kept for the next load: what is rewritten
+/// for a GPU is rewritten quickly, and engines of TensorRT are kept by itself.
+pub(super) fn commit_on_gpu(source: &Source<'_>) -> Result<(Session, Interface)> {
+    let is_onnx = source.file.extension().is_none_or(|extension| extension != "ort");
+    if is_onnx {
+        external::check(source.file)?;
+    }
+    let session = source.commit(Rewriting::Yes).map_err(|error| load_error(source.file, &error))?;
+    let interface = Interface::of(&session)?;
+    Ok((session, interface))
+}
+
 /// A model file that cannot be read is the model's fault, not the server's.
-fn load_error(file: &Path, error: &ort::Error) -> Error {
+pub(super) fn load_error(file: &Path, error: &ort::Error) -> Error {
     let name = file.file_name().unwrap_or_default().display().to_string();
     let kind = match error.code() {
         ort::ErrorCode::NoSuchFile => ErrorKind::NotFound,
@@ -175,7 +222,7 @@ fn data_type(element: TensorElementType) -> Option<DataType> {
 
 impl Model for OnnxModel {
     fn signature(&self) -> &RuntimeSignature {
-        &self.shared.signature
+        &self.shared.interface.signature
     }
 
     fn instance(&self) -> Result<Box<dyn ModelInstance>> {
@@ -203,26 +250,22 @@ impl ModelInstance for OnnxInstance {
         let mut values = SmallVec::<[ffi::Value<'_>; 4]>::new();
         let mut names = SmallVec::<[_; 4]>::new();
         for input in batch.inputs {
-            let index = shared
-                .signature
-                .inputs
-                .iter()
-                .position(|known| *known.name == *input.name)
-                .ok_or_else(|| Error::internal(format!("input '{}' came to the runtime unchecked", input.name)))?;
-            names.push(shared.input_names[index].as_ptr());
+            let index = shared.interface.input(&input.name)?;
+            names.push(shared.interface.input_names[index].as_ptr());
             values.push(
                 ffi::Value::of(&input.tensor)
                     .map_err(|error| error.wrap(format!("input '{}' cannot be given to ONNX Runtime", input.name)))?,
             );
         }
-        let wanted: SmallVec<[_; 4]> = batch.outputs.iter().map(|&index| shared.output_names[index].as_ptr()).collect();
+        let wanted: SmallVec<[_; 4]> =
+            batch.outputs.iter().map(|&index| shared.interface.output_names[index].as_ptr()).collect();
         let compute_start = Instant::now();
         let results = ffi::run(&shared.session, &names, &values, &wanted)?;
         let compute_end = Instant::now();
         let given: SmallVec<[_; 4]> = values.iter().map(ffi::Value::borrowed).collect();
         let mut outputs = NamedTensors::new();
         for (&index, value) in batch.outputs.iter().zip(results) {
-            let name = &shared.signature.outputs[index].name;
+            let name = &shared.interface.signature.outputs[index].name;
             let tensor =
                 value.into_tensor(&given).map_err(|error| error.wrap(format!("output '{name}' cannot be read")))?;
             outputs.push(NamedTensor { name: name.as_str().into(), tensor });

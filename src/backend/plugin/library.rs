@@ -1,7 +1,7 @@
 //! Opening a plugin: the library, and the table that it gives, checked.
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::size_of;
 use std::path::{Path, PathBuf};
 use std::ptr;
@@ -11,7 +11,7 @@ use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW};
 use parking_lot::Mutex;
 use roundhouse_abi as abi;
 
-use super::check;
+use super::{Opening, check};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A library that is open and whose backend is initialised.
@@ -70,16 +70,16 @@ type Opened = OnceLock<Result<&'static Library>>;
 static OPENED: Mutex<BTreeMap<PathBuf, Arc<Opened>>> = Mutex::new(BTreeMap::new());
 
 /// Opens a plugin, or gives what came of opening it before.
-pub(super) fn open(path: &Path, first: &[PathBuf], executor_threads: usize) -> Result<&'static Library> {
+pub(super) fn open(path: &Path, opening: &Opening) -> Result<&'static Library> {
     let path = path.canonicalize().map_err(|error| {
         Error::new(ErrorKind::NotReady, format!("there is no {}", path.display())).with_source(error)
     })?;
     let place = Arc::clone(OPENED.lock().entry(path.clone()).or_default());
-    place.get_or_init(|| open_now(&path, first, executor_threads)).clone()
+    place.get_or_init(|| open_now(&path, opening)).clone()
 }
 
-fn open_now(path: &Path, first: &[PathBuf], executor_threads: usize) -> Result<&'static Library> {
-    first.iter().try_for_each(|library| open_handle(library).map(drop))?;
+fn open_now(path: &Path, opening: &Opening) -> Result<&'static Library> {
+    opening.first.iter().try_for_each(|library| open_handle(library).map(drop))?;
     let handle = open_handle(path)?;
     let unusable = |why: String| Error::new(ErrorKind::NotReady, format!("{} {why}", path.display()));
     // SAFETY: by its name the symbol is the entry point of the ABI.
@@ -89,14 +89,15 @@ fn open_now(path: &Path, first: &[PathBuf], executor_threads: usize) -> Result<&
     // SAFETY: the entry point takes nothing and gives a table that lives as long as the process.
     let table = unsafe { read_table(entry()) }.map_err(|why| unusable(why.to_string()))?;
     let library = Box::leak(Box::new(describe(&table).map_err(|why| unusable(why.to_string()))?));
+    let settings = settings(&opening.settings)?;
     let host = Box::leak(Box::new(abi::RoundhouseHost {
         struct_size: size_of::<abi::RoundhouseHost>(),
         abi_major: abi::ABI_MAJOR,
         abi_minor: abi::ABI_MINOR,
-        executor_threads: u32::try_from(executor_threads).unwrap_or(u32::MAX).max(1),
+        executor_threads: u32::try_from(opening.executor_threads).unwrap_or(u32::MAX).max(1),
         log: Some(log),
-        settings: ptr::null(),
-        setting_count: 0,
+        settings: settings.as_ptr(),
+        setting_count: settings.len(),
     }));
     if let Some(initialize) = table.initialize {
         let mut error = abi::RoundhouseError::empty();
@@ -107,6 +108,19 @@ fn open_now(path: &Path, first: &[PathBuf], executor_threads: usize) -> Result<&
         })?;
     }
     Ok(library)
+}
+
+/// The settings as the ABI has them, for as long as the process lives.
+fn settings(given: &[(String, String)]) -> Result<&'static [abi::RoundhouseParameter]> {
+    let string = |text: &str| -> Result<*const c_char> {
+        let string = CString::new(text).map_err(|_| Error::invalid(format!("setting '{text}' has a NUL in it")))?;
+        Ok(Box::leak(string.into_boxed_c_str()).as_ptr())
+    };
+    let made: Result<Vec<_>> = given
+        .iter()
+        .map(|(key, value)| Ok(abi::RoundhouseParameter { key: string(key)?, value: string(value)? }))
+        .collect();
+    Ok(made?.leak())
 }
 
 /// Opens a library for good: it is never closed, since threads and destructors of its may run to the end.
@@ -280,10 +294,10 @@ mod tests {
     #[test]
     fn what_is_no_library_is_refused() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
-        let error = open(&file, &[], 1).err().unwrap();
+        let error = open(&file, &Opening::default()).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::NotReady);
         assert!(error.report().contains("Cargo.toml cannot be opened"), "{}", error.report());
-        let error = open(Path::new("/no/such/library.so"), &[], 1).err().unwrap();
+        let error = open(Path::new("/no/such/library.so"), &Opening::default()).err().unwrap();
         assert!(error.report().starts_with("there is no /no/such/library.so"), "{}", error.report());
     }
 }

@@ -3,7 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::Opening;
 use crate::backend::runtime_paths::{LIBTORCH_INSTALL, LIBTORCH_VERSION, libtorch_folder};
+use crate::config::ServerConfig;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The backend's name in `config.pbtxt`.
@@ -62,14 +64,25 @@ impl Libtorch {
     }
 }
 
+/// How the plugin is opened over a libtorch.
+#[must_use]
+pub fn opening(libtorch: &Libtorch, config: &ServerConfig) -> Opening {
+    let settings = vec![("allow_aotinductor".to_owned(), config.allow_aotinductor.to_string())];
+    Opening { first: libtorch.libraries.clone(), executor_threads: config.executor_threads, settings }
+}
+
 /// Has threads of OpenMP that wait for work sleep instead of spin, unless the operator says otherwise: where many models run
 /// beside each other, threads that spin take the processor from those that compute (a convolutional net with two threads on two busy cores:
-/// 1171 ms spinning, 91 ms sleeping). OpenMP reads it when it is loaded.
+/// 1171 ms spinning, 91 ms sleeping). OpenMP reads it when it is loaded. And has packages of AOTInductor look at the shapes that
+/// they are given, whatever the environment says of it: without that they read past the end of what is too small.
 ///
 /// To be called before the process has a second thread.
-pub fn have_openmp_sleep() {
+pub fn prepare_process() {
     // SAFETY: the strings end with a NUL; no other thread reads or writes the environment, by this function's contract.
-    unsafe { libc::setenv(c"OMP_WAIT_POLICY".as_ptr(), c"PASSIVE".as_ptr(), 0) };
+    unsafe {
+        libc::setenv(c"OMP_WAIT_POLICY".as_ptr(), c"PASSIVE".as_ptr(), 0);
+        libc::setenv(c"AOTI_RUNTIME_CHECK_INPUTS".as_ptr(), c"1".as_ptr(), 1);
+    }
 }
 
 /// The version that an installed torch says of itself: in `version.py` of Python's, in `build-version` of others.

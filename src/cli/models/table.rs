@@ -38,6 +38,8 @@ pub(super) struct Row {
     device_bytes: u64,
     #[serde(default)]
     copies: Vec<DeviceCopy>,
+    #[serde(default)]
+    host_bytes: u64,
     disk_bytes: u64,
     #[serde(default)]
     retention: String,
@@ -151,6 +153,9 @@ fn note(row: &Row) -> String {
     let mut notes = Vec::new();
     if let Some(fetch) = &row.fetch {
         notes.push(progress(fetch));
+    }
+    if row.tier == "host" {
+        notes.push(format!("asleep, {} MB in host memory", megabytes(row.host_bytes)));
     }
     if row.retention == "pinned" || row.retention == "transient" {
         notes.push(row.retention.clone());

@@ -1,7 +1,10 @@
 //! The wheels that `roundhouse runtime install` takes a runtime from, pinned with what is kept of them.
 
+mod cuda;
+
 use std::path::{Path, PathBuf};
 
+use self::cuda::ONNXRUNTIME_GPU;
 use super::Runtime;
 use crate::backend::runtime_paths::{
     LIBTORCH_INSTALL, LIBTORCH_VERSION, ONNXRUNTIME_INSTALL, ONNXRUNTIME_LIBRARY, ONNXRUNTIME_VERSION, libtorch_folder,
@@ -215,6 +218,7 @@ static LIBTORCH: [Package; 1] = [Package {
 pub(super) fn packages(runtime: Runtime) -> &'static [Package] {
     match runtime {
         Runtime::Onnxruntime => &ONNXRUNTIME,
+        Runtime::OnnxruntimeGpu => &ONNXRUNTIME_GPU,
         Runtime::Libtorch => &LIBTORCH,
     }
 }

@@ -35,6 +35,8 @@ pub struct DeviceUsage {
     pub limit: u64,
     /// What is: below weights, below what streams share, and spare.
     pub memory: u64,
+    /// Of that, what is below weights.
+    pub weights: u64,
     /// Of that, what nobody uses and the next one gets without asking the driver.
     pub spare: u64,
     /// How many owners there are.
@@ -88,6 +90,8 @@ pub struct Accounts {
     limit: u64,
     /// Memory in use: below weights and below what streams share.
     used: u64,
+    /// Of that, what is below weights.
+    weights: u64,
     spare: u64,
     owners: HashMap<OwnerId, OwnerUsage>,
     last: u64,
@@ -97,7 +101,7 @@ impl Accounts {
     /// Nobody holds anything of `limit` bytes.
     #[must_use]
     pub fn new(limit: u64) -> Self {
-        Self { limit, used: 0, spare: 0, owners: HashMap::new(), last: 0 }
+        Self { limit, used: 0, weights: 0, spare: 0, owners: HashMap::new(), last: 0 }
     }
 
     /// Opens an account that may hold `limit` bytes.
@@ -107,10 +111,18 @@ impl Accounts {
         OwnerId(self.last)
     }
 
+    /// Changes what an owner may hold; what it holds already it keeps.
+    pub fn set_limit(&mut self, owner: OwnerId, limit: u64) {
+        if let Some(usage) = self.owners.get_mut(&owner) {
+            usage.limit = limit;
+        }
+    }
+
     /// Closes an account and says what was still held on it: nothing, where all is well. What it held counts no more.
     pub fn close(&mut self, owner: OwnerId) -> Option<OwnerUsage> {
         let left = self.owners.remove(&owner)?;
         self.used -= left.weight_memory;
+        self.weights -= left.weight_memory;
         Some(left)
     }
 
@@ -125,6 +137,7 @@ impl Accounts {
         }
         if let Some(owner) = owner {
             self.within(owner, bytes)?.weight_memory += bytes;
+            self.weights += bytes;
         }
         self.used += bytes;
         Ok(())
@@ -134,7 +147,10 @@ impl Accounts {
     pub fn unmap(&mut self, owner: Option<OwnerId>, bytes: u64) {
         match owner.map(|owner| self.owners.get_mut(&owner)) {
             Some(None) => return, // Closed: all of it was taken off then.
-            Some(Some(usage)) => usage.weight_memory -= bytes,
+            Some(Some(usage)) => {
+                usage.weight_memory -= bytes;
+                self.weights -= bytes;
+            }
             None => {}
         }
         self.used -= bytes;
@@ -191,7 +207,8 @@ impl Accounts {
     /// What the device holds.
     #[must_use]
     pub fn device(&self) -> DeviceUsage {
-        DeviceUsage { limit: self.limit, memory: self.used + self.spare, spare: self.spare, owners: self.owners.len() }
+        let (memory, owners) = (self.used + self.spare, self.owners.len());
+        DeviceUsage { limit: self.limit, memory, weights: self.weights, spare: self.spare, owners }
     }
 
     fn within(&mut self, owner: OwnerId, bytes: u64) -> Result<&mut OwnerUsage, Refused> {
@@ -274,6 +291,10 @@ mod tests {
                     _ => {}
                 }
                 prop_assert_eq!(accounts.device().memory, sum(&rows, memory));
+                prop_assert_eq!(accounts.device().weights, sum(&rows, |row| match row {
+                    Row::Memory(Some(_), bytes) => *bytes,
+                    _ => 0,
+                }));
                 for (index, owner) in owners.iter().enumerate() {
                     let usage = accounts.owner(*owner).unwrap();
                     prop_assert_eq!(usage.held(), sum(&rows, held_by(index)));
@@ -315,5 +336,14 @@ mod tests {
         accounts.remove_weights(owner, 10);
         let usage = accounts.owner(owner).unwrap();
         assert_eq!((usage.weights, usage.weight_memory), (20, 64));
+    }
+
+    #[test]
+    fn a_limit_that_is_raised_lets_more_in() {
+        let mut accounts = Accounts::new(100);
+        let owner = accounts.open(10);
+        assert!(accounts.map(Some(owner), 11).is_err());
+        accounts.set_limit(owner, 20);
+        assert!(accounts.map(Some(owner), 11).is_ok());
     }
 }

@@ -15,7 +15,8 @@ use crate::inference::DeviceId;
 /// A device, open. The primary context is held until the last handle to anything on it is dropped.
 pub struct Context {
     device: CUdevice,
-    index: u32,
+    ordinal: u32,
+    known_as: DeviceId,
     raw: CUcontext,
     name: String,
     uuid: String,
@@ -31,19 +32,23 @@ unsafe impl Sync for Context {}
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context").field("index", &self.index).field("uuid", &self.uuid).finish_non_exhaustive()
+        f.debug_struct("Context")
+            .field("ordinal", &self.ordinal)
+            .field("known_as", &self.known_as)
+            .field("uuid", &self.uuid)
+            .finish_non_exhaustive()
     }
 }
 
 impl Context {
-    pub(super) fn open(index: u32) -> Result<Arc<Self>> {
-        let failed =
-            |call: &'static str| move |code: CUresult| translate(DeviceId::Gpu(index), &Fault::new(call, code));
+    pub(super) fn open(index: u32, known_as: DeviceId) -> Result<Arc<Self>> {
+        let failed = |call: &'static str| move |code: CUresult| translate(known_as, &Fault::new(call, code));
         let ask = |call: &'static str, code: CUresult| match code {
             CUresult::CUDA_SUCCESS => Ok(()),
             code => Err(failed(call)(code)),
         };
-        let ordinal = i32::try_from(index).map_err(|_large| Error::not_found(format!("there is no gpu:{index}")))?;
+        let ordinal =
+            i32::try_from(index).map_err(|_large| Error::not_found(format!("there is no CUDA device {index}")))?;
         let (mut device, mut raw): (CUdevice, CUcontext) = (0, std::ptr::null_mut());
         let (mut uuid, mut name) = (CUuuid { bytes: [0; 16] }, [0 as c_char; 256]);
         let mut granularity = 0;
@@ -59,7 +64,7 @@ impl Context {
             ask("cuDeviceGetAttribute", sys::cuDeviceGetAttribute(&raw mut can_map, mapping, device))?;
             if can_map == 0 {
                 return Err(Error::unsupported(format!(
-                    "gpu:{index} cannot be used: its driver offers no virtual memory to this process (a vGPU or WSL?)"
+                    "{known_as} cannot be used: its driver offers no virtual memory to this process (a vGPU or WSL?)"
                 )));
             }
             let rounding = sys::cuMemGetAllocationGranularity(&raw mut granularity, &raw const properties, minimum);
@@ -70,7 +75,8 @@ impl Context {
         let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
         Ok(Arc::new(Self {
             device,
-            index,
+            ordinal: index,
+            known_as,
             raw,
             name,
             uuid: uuid_text(&uuid.bytes.map(|byte| byte as u8)),
@@ -119,10 +125,17 @@ impl Context {
         tracing::warn!(device = %self.id(), call, "something of the device cannot be given back");
     }
 
-    /// The device in our words. Its number is the driver's, not NVML's.
+    /// The device in our words: NVML's number, where it was matched with that.
     #[must_use]
     pub const fn id(&self) -> DeviceId {
-        DeviceId::Gpu(self.index)
+        self.known_as
+    }
+
+    /// The device in the driver's words, which are those of the CUDA runtime too (`device_id`, `cudaSetDevice`): its place
+    /// among those that this process may see.
+    #[must_use]
+    pub const fn ordinal(&self) -> u32 {
+        self.ordinal
     }
 
     /// Its name, such as `NVIDIA A10G`.
@@ -202,7 +215,7 @@ fn translate(device: DeviceId, fault: &Fault) -> Error {
     error.with_source(fault.clone())
 }
 
-fn uuid_text(bytes: &[u8; 16]) -> String {
+pub(super) fn uuid_text(bytes: &[u8; 16]) -> String {
     let mut text = String::from("GPU");
     for (index, byte) in bytes.iter().enumerate() {
         let dash = if matches!(index, 0 | 4 | 6 | 8 | 10) { "-" } else { "" };

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUresult};
 
-use super::context::Context;
+use super::context::{Context, uuid_text};
 use crate::error::{Error, Result};
+use crate::inference::DeviceId;
 
 /// Every function that is called below this folder. cudarc panics at a call that the library lacks, so they are looked
 /// up beforehand.
@@ -124,18 +125,46 @@ impl Driver {
         self.devices
     }
 
-    /// Opens a device, by the driver's index.
+    /// Opens a device, by the driver's index, which is what it is called then.
     ///
     /// # Errors
     /// `NotFound` where there is no such device; else as the driver says.
     pub fn context(&self, index: u32) -> Result<Arc<Context>> {
+        self.context_as(index, DeviceId::Gpu(index))
+    }
+
+    /// Opens a device, by the driver's index, that is called `known_as` in errors and logs.
+    ///
+    /// # Errors
+    /// As [`Driver::context`].
+    pub fn context_as(&self, index: u32, known_as: DeviceId) -> Result<Arc<Context>> {
         if index >= self.devices {
             return Err(Error::not_found(format!(
                 "there is no CUDA device {index}: the driver shows {} of them",
                 self.devices
             )));
         }
-        Context::open(index)
+        Context::open(index, known_as)
+    }
+
+    /// The identifier of a device as NVML writes it, without opening the device.
+    ///
+    /// # Errors
+    /// As the driver says.
+    pub fn uuid(&self, index: u32) -> Result<String> {
+        let failed = |call: &str, code: CUresult| match code {
+            CUresult::CUDA_SUCCESS => Ok(()),
+            code => Err(Error::internal(format!("CUDA device {index} does not tell its identifier"))
+                .with_source(Fault::new(call, code))),
+        };
+        let ordinal = i32::try_from(index).map_err(|_large| Error::not_found(format!("no CUDA device {index}")))?;
+        let (mut device, mut uuid) = (0, sys::CUuuid { bytes: [0; 16] });
+        // SAFETY: the driver has begun; the places that it writes to live through the calls.
+        unsafe {
+            failed("cuDeviceGet", sys::cuDeviceGet(&raw mut device, ordinal))?;
+            failed("cuDeviceGetUuid", sys::cuDeviceGetUuid_v2(&raw mut uuid, device))?;
+        }
+        Ok(uuid_text(&uuid.bytes.map(|byte| byte as u8)))
     }
 }
 

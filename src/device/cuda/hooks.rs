@@ -83,12 +83,17 @@ impl Drop for OwnerScope {
 pub fn serve(pool: &Arc<VramPool>, others: u64) -> Result<Arc<Owner>> {
     let others = pool.owner("(no model)", others)?;
     let served = Arc::new(Served { pool: Arc::clone(pool), others: Arc::clone(&others) });
-    let index = match pool.context().id() {
-        crate::inference::DeviceId::Gpu(index) => index,
-        crate::inference::DeviceId::Cpu => 0,
-    };
-    SERVED.write().insert(index, served);
+    SERVED.write().insert(pool.context().ordinal(), served);
     Ok(others)
+}
+
+/// Ends what [`serve`] began for this pool, if it is the one that serves: after every session over it is dropped.
+pub fn end(pool: &Arc<VramPool>) {
+    let mut all = SERVED.write();
+    let is_it = all.get(&pool.context().ordinal()).is_some_and(|served| Arc::ptr_eq(&served.pool, pool));
+    let served = if is_it { all.remove(&pool.context().ordinal()) } else { None };
+    drop(all);
+    drop(served);
 }
 
 /// Ends what [`serve`] began, for all devices: before the driver goes, and after every session is dropped.

@@ -1,6 +1,9 @@
 //! A model's share of a device's memory.
 
+use std::fmt;
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::accounts::{OwnerId, OwnerUsage};
 use super::pool::VramPool;
@@ -37,17 +40,47 @@ pub enum Residence {
 /// A model's share. Its drop takes back all that it held, whether that was freed or not: it waits for the device's work,
 /// so drop it where blocking is allowed, and after the runtime's session: a free that comes later is ignored where it
 /// names addresses that are not given out again, and wrong where it does.
-#[derive(Debug)]
 pub struct Owner {
     pool: Arc<VramPool>,
     id: OwnerId,
     name: String,
     weights: Arc<Region>,
+    raise: Mutex<Option<Arc<RaiseLimit>>>,
+}
+
+/// Asked when an owner's limit is reached and so many bytes are lacking: by how many bytes it may be raised, if at all. No
+/// lock is held meanwhile.
+pub type RaiseLimit = dyn Fn(u64) -> Option<u64> + Send + Sync;
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Owner").field("name", &self.name).field("usage", &self.usage()).finish_non_exhaustive()
+    }
 }
 
 impl Owner {
     pub(super) const fn new(pool: Arc<VramPool>, id: OwnerId, name: String, weights: Arc<Region>) -> Self {
-        Self { pool, id, name, weights }
+        Self { pool, id, name, weights, raise: Mutex::new(None) }
+    }
+
+    /// Changes what it may hold, in bytes; what it holds already it keeps.
+    pub fn set_limit(&self, bytes: u64) {
+        self.pool.set_owner_limit(self.id, bytes);
+    }
+
+    /// Who is asked when the limit is reached; `None` for nobody.
+    pub fn on_limit(&self, raise: Option<Arc<RaiseLimit>>) {
+        *self.raise.lock() = raise;
+    }
+
+    /// Whether its limit was raised since so many bytes were lacking.
+    pub(super) fn asks_for_more(&self, bytes: u64) -> bool {
+        let raise = self.raise.lock().clone();
+        let more = raise.and_then(|raise| raise(bytes));
+        if let Some(more) = more {
+            self.set_limit(self.usage().limit.saturating_add(more));
+        }
+        more.is_some()
     }
 
     /// What it is called in errors.

@@ -99,7 +99,15 @@ impl VramPool {
     /// As the driver says.
     pub fn owner(self: &Arc<Self>, name: &str, limit: u64) -> Result<Arc<Owner>> {
         // Addresses cost nothing, and with twice as many as memory none are lacking for want of a hole that is large enough.
-        let addresses = limit.min(self.limits.memory).max(1).saturating_mul(2);
+        self.owner_within(name, limit, limit.min(self.limits.memory).saturating_mul(2))
+    }
+
+    /// The same with so many bytes of addresses, for one whose limit may be raised.
+    ///
+    /// # Errors
+    /// As the driver says.
+    pub fn owner_within(self: &Arc<Self>, name: &str, limit: u64, addresses: u64) -> Result<Arc<Owner>> {
+        let addresses = addresses.max(1);
         let reservation = Reservation::new(&self.context, addresses)?;
         let id = self.purse.lock().accounts.open(limit);
         let weights = self.enter(reservation, Some(id));
@@ -165,9 +173,20 @@ impl VramPool {
             Kind::Weights => Arc::clone(owner.region()),
             Kind::Activations { stream } => self.scratch(stream)?,
         };
-        self.with_room(bytes, || self.place(&region, owner.id(), bytes)).map_err(|error| {
+        let place = || self.place(&region, owner.id(), bytes);
+        let mut placed = self.with_room(bytes, place);
+        if let Some(Refused::OwnerLimit { need, held, limit }) = placed.as_ref().err().and_then(refused)
+            && owner.asks_for_more(held.saturating_add(need).saturating_sub(limit))
+        {
+            placed = self.with_room(bytes, place);
+        }
+        placed.map_err(|error| {
             error.wrap(format!("model '{}' gets no {bytes} bytes of {}", owner.name(), self.context.id()))
         })
+    }
+
+    pub(super) fn set_owner_limit(&self, owner: OwnerId, bytes: u64) {
+        self.purse.lock().accounts.set_limit(owner, bytes);
     }
 
     /// Does what needs memory; where the device has none, after spare memory was given back, and once more after room was
@@ -324,6 +343,11 @@ impl Drop for VramPool {
         // Owners hold the pool, so what is left is scratch that the last runs used.
         let _lost = self.context.synchronize();
     }
+}
+
+/// What accounts refused, where that is what went wrong.
+fn refused(error: &Error) -> Option<Refused> {
+    std::error::Error::source(error)?.downcast_ref::<Refused>().copied()
 }
 
 /// What accounts refuse as an error. That an owner's own limit is reached is nothing that others could make room for.

@@ -31,7 +31,7 @@ pub(super) async fn model_ready(
     _: By,
 ) -> Result<pb::ModelReadyResponse> {
     let version = parameters::version(&asked.version)?;
-    Ok(pb::ModelReadyResponse { ready: grpc.server().resident_model(&asked.name, version).is_ok() })
+    Ok(pb::ModelReadyResponse { ready: grpc.server().is_model_ready(&asked.name, version) })
 }
 
 pub(super) async fn server_metadata(

@@ -43,7 +43,7 @@ pub(super) fn status(grpc: &GrpcService, service: &str) -> ServingStatus {
     let serving = match service {
         "" | "inference.GRPCInferenceService" => server.is_ready(),
         _ if server.is_draining() => false,
-        model if server.resident_model(model, None).is_ok() => true,
+        model if server.is_model_ready(model, None) => true,
         model if server.model_residency(model).is_some() => false,
         _ => return ServingStatus::ServiceUnknown,
     };

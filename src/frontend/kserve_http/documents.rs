@@ -46,7 +46,16 @@ pub(super) async fn live() -> Response {
 }
 
 pub(super) async fn ready(State(kserve): State<Kserve>) -> Response {
-    readiness(kserve.server()).map_or_else(|error| Failure(error).into_response(), |()| empty())
+    let server = kserve.server();
+    if let Err(error) = readiness(server) {
+        return Failure(error).into_response();
+    }
+    let sick = server.sick_devices();
+    if sick.is_empty() {
+        return empty();
+    }
+    let rows = sick.iter().map(|(device, why)| json!({"device": device.to_string(), "reason": why}));
+    document(json!({"sick_devices": rows.collect::<Value>()}).to_string())
 }
 
 pub(super) async fn server_metadata(State(kserve): State<Kserve>) -> Response {
@@ -128,12 +137,13 @@ pub(super) async fn model_metadata(
     Ok(document(body.to_string()))
 }
 
-/// Whether the model is in memory. Loads nothing: probes ask this.
+/// Whether the model is in memory, or sleeps. Loads nothing: probes ask this.
 pub(super) fn model_ready(kserve: &Kserve, name: &str, version: Option<Version>) -> Result<Response> {
-    kserve.server().resident_model(name, version).map(|_handle| empty()).map_err(|_| {
+    match kserve.server().is_model_ready(name, version) {
+        true => Ok(empty()),
         // Triton answers 400 in 2.51 and 404 or 503 since; its clients take anything but 200 as not ready.
-        Error::invalid("Model version not ready")
-    })
+        false => Err(Error::invalid("Model version not ready")),
+    }
 }
 
 pub(super) async fn model_config(

@@ -60,7 +60,7 @@ impl Slot {
                 return false;
             }
         };
-        manager.0.loader.free(manager, remains, copy.booked()).await;
+        manager.0.loader.free(manager, (remains, copy.take_share()), copy.booked()).await;
         let rest = old.copies.iter().filter(|other| !Arc::ptr_eq(other, &copy)).cloned().collect();
         self.replace(manager, old.with_copies(rest));
         copy.give_back();
@@ -85,7 +85,7 @@ impl Slot {
                 tracing::info!(model = %self.name, %device, copies = resident.copies.len(), "copy added");
                 self.replace(manager, resident);
             }
-            Err(LoadError::Failed { error, .. }) => {
+            Err(LoadError::Failed { error, .. } | LoadError::StillAsleep(error)) => {
                 tracing::warn!(model = %self.name, %device, error = %error.report(), "no copy came");
                 manager.copy_failed(&self.name);
             }
@@ -116,7 +116,7 @@ impl Slot {
             };
             let plan = Arc::new(*plan);
             let want = loader.want(manager, name, &plan, &files, place);
-            let reserved = reserve(manager, name, &[want], flight, Evicts::AtOnce).await;
+            let reserved = reserve(manager, name, &[want], (flight, &manager.0.gate), Evicts::AtOnce).await;
             let (permit, mut leases) = reserved.map_err(|error| error.into_load(&plan.versions))?;
             let lease = leases.pop().ok_or_else(|| LoadError::from(Error::internal("no lease was booked")))?;
             Ok::<_, LoadError>((files, plan, permit, lease))

@@ -18,11 +18,13 @@ pub(in crate::lifecycle) struct Departure {
     pub(in crate::lifecycle) content: Option<Fingerprint>,
     /// The device that it is to leave, where others may keep their copies.
     pub(in crate::lifecycle) device: Option<DeviceId>,
+    /// Whether it is to leave host memory, where it sleeps.
+    pub(in crate::lifecycle) from_host: bool,
 }
 
 impl Departure {
     pub(in crate::lifecycle) const fn because(reason: EvictionReason) -> Self {
-        Self { reason, made_room_for: None, age: None, content: None, device: None }
+        Self { reason, made_room_for: None, age: None, content: None, device: None, from_host: false }
     }
 
     /// The same for one content alone: what was loaded meanwhile stays.
@@ -35,6 +37,11 @@ impl Departure {
         Self { device: Some(device), ..self }
     }
 
+    /// The same for a model that sleeps.
+    pub(in crate::lifecycle) fn out_of_host(self) -> Self {
+        Self { from_host: true, ..self }
+    }
+
     /// The reason in the repository index.
     pub(super) const fn text(&self) -> &'static str {
         match self.reason {
@@ -43,6 +50,7 @@ impl Departure {
             EvictionReason::Transient => "unloaded: not to be retained",
             EvictionReason::Deleted => "gone from the repository",
             EvictionReason::Surplus => "a copy more than it takes",
+            EvictionReason::Lost => "its device is lost",
         }
     }
 }

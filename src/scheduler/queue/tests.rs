@@ -3,6 +3,7 @@
 use super::super::executor::Executor;
 use super::*;
 use crate::backend::gated::Gated;
+use crate::backend::placement::Placement;
 use crate::backend::{Backend, ModelFiles};
 use crate::inference::DeviceId;
 use crate::model_config::{UnknownFields, parse};
@@ -19,7 +20,7 @@ async fn a_turn_that_comes_after_the_end_changes_nothing() {
         model_file: None,
         derived: None,
     };
-    let model = Gated::default().load(&files, &config, DeviceId::Cpu).unwrap();
+    let model = Gated::default().load(&files, &config, &Placement::of(DeviceId::Cpu)).unwrap();
     let executor = Executor::start(DeviceId::Cpu, 1, 1).unwrap();
     let queue = ModelQueue::new(
         vec![Member { model: model.into(), instances: 1, executor: executor.handle(), share: Arc::default() }],

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 use roundhouse::backend::onnxruntime::OnnxRuntime;
+use roundhouse::backend::placement::Placement;
 use roundhouse::backend::runtime_paths::onnxruntime_path;
 use roundhouse::backend::{Backend, Batch, Model, ModelFiles};
 use roundhouse::config::default_runtime_dir;
@@ -27,7 +28,7 @@ fn example(model: &str, batching: &str) -> (OnnxRuntime, Arc<dyn Model>, Schedul
     let config = parse(&format!("{text} {batching}"), UnknownFields::Deny).unwrap().config;
     let version_directory = directory.join("1");
     let files = ModelFiles { directory, version_directory, version: 1, model_file: None, derived: None };
-    let model = runtime.load(&files, &config, DeviceId::Cpu).unwrap().into();
+    let model = runtime.load(&files, &config, &Placement::of(DeviceId::Cpu)).unwrap().into();
     (runtime, model, Scheduling::of(&config, 64).unwrap())
 }
 

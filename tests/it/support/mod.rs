@@ -11,6 +11,9 @@ pub(crate) mod server;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+/// For `alone!`, which looks for them here.
+pub(crate) use crate::cuda::{folder_inside, run_inside};
+
 /// Longer than anything takes here that works, on a machine that does other things besides.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 

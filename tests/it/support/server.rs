@@ -9,6 +9,7 @@ use roundhouse::app::{App, Listeners, Machine};
 use roundhouse::backend::gated::{Counts, Gated};
 use roundhouse::backend::identity::Identity;
 use roundhouse::backend::registry::BackendRegistry;
+use roundhouse::backend::weights::Weights;
 use roundhouse::config::amount::{Amount, MemoryLimit};
 use roundhouse::config::{DeviceChoice, EvictionRule, Port, ServeOptions, ServerConfig};
 use roundhouse::device::devices::Devices;
@@ -144,6 +145,24 @@ impl TestServer {
         server
     }
 
+    /// A server on this machine's GPUs, which are the double's, with the `weights` backend behind the gates, once it is ready.
+    pub(crate) async fn start_on_cuda(repository: Repository, change: impl FnOnce(&mut ServerConfig)) -> Self {
+        let gated = Gated::over(Weights);
+        let server = Self::start_on(
+            repository,
+            gated,
+            |machine| *machine = Machine::here(),
+            |config| {
+                config.cache.min_residency = Duration::ZERO;
+                config.cache.room_wait = Duration::from_secs(60);
+                change(config);
+            },
+        )
+        .await;
+        eventually("the server is ready", || server.inner.is_ready()).await;
+        server
+    }
+
     async fn start_on(
         repository: Repository,
         gated: Gated,
@@ -155,6 +174,7 @@ impl TestServer {
         let mut machine = Machine {
             gpus: Err("the test's machine has none".to_owned()),
             monitor: Arc::new(Memory(Devices::default())),
+            cuda: None,
         };
         equip(&mut machine);
         let registry = BackendRegistry::default().with(Arc::new(gated.clone())).with(Arc::new(Identity));

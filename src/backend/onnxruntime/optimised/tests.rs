@@ -8,6 +8,7 @@ use crate::backend::onnxruntime::NAME;
 use crate::backend::onnxruntime::encode::{many_operators, products};
 use crate::backend::onnxruntime::session::OnnxModel;
 use crate::backend::onnxruntime::tests::{backend, named, run};
+use crate::backend::placement::Placement;
 use crate::backend::{Backend, Model, ModelFiles};
 use crate::error::ErrorKind;
 use crate::inference::{DeviceId, NamedTensor};
@@ -37,13 +38,13 @@ impl Place {
             model_file: None,
             derived: keeps.then(|| root.join("derived")),
         };
-        backend().load(&files, &ModelConfig::minimal("test", NAME), DeviceId::Cpu)
+        backend().load(&files, &ModelConfig::minimal("test", NAME), &Placement::of(DeviceId::Cpu))
     }
 
     fn copy_to_be(&self, work: impl FnOnce(&OptimisedCopy, &Source<'_>)) {
         let (file, folder) = (self.0.path().join("model.onnx"), self.0.path().join("derived"));
         let environment = backend().environment;
-        let source = Source { environment, file: &file, version: 1, threads: None, derived: None };
+        let source = Source { environment, file: &file, version: 1, threads: None, derived: None, gpu: None };
         work(&OptimisedCopy::at(&folder, &source, file.metadata().unwrap().len()).unwrap(), &source);
     }
 

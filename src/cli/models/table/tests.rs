@@ -37,6 +37,7 @@ fn sample() -> Page {
             row("digits", &json!({"tier": "device", "device": "cpu", "state": "READY", "device_bytes": 351_234_567,
                 "disk_bytes": 0, "last_use": "2025-11-24T16:01:07.200Z", "loads": 2, "evictions": 1,
                 "retention": "pinned"})),
+            row("naps", &json!({"tier": "host", "state": "READY", "host_bytes": 240_000_000, "disk_bytes": 0})),
             row("team/bert", &json!({"tier": "remote", "state": "LOADING", "last_use": "2025-11-24T16:01:10.900Z",
                 "fetch": {"done_bytes": 430, "total_bytes": 1000, "bytes_per_second": 120e6, "eta_seconds": 5.4}})),
             row("torn", &json!({"reason": "no model.onnx", "last_use": "2025-11-23T08:00:00Z", "loads": 1_000_000})),
@@ -53,6 +54,7 @@ cpu 1.2 of 18.0 GB booked, disk 3.4 of 90.0 GB
 
 NAME       TIER    STATE        DEVICE MB  DISK MB  LAST USE    LOADS  EVICTIONS
 digits     cpu     READY              351        -   2 s ago        2          1  pinned
+naps       host    READY                -        -         -        0          0  asleep, 240 MB in host memory
 team/bert  remote  LOADING              -     34.0       now        0          0  downloading 43 % 120 MB/s 5 s left
 torn       disk    UNAVAILABLE          -     34.0  32 h ago  1000000          0  no model.onnx
 ";

@@ -88,6 +88,7 @@ fn a_page_has_books_rows_and_where_the_next_begins() {
         booked: 60,
         evictable: 50,
         reserved: 10,
+        scratch: 0,
         models: 2,
         used,
     };

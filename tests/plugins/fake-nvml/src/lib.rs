@@ -179,14 +179,16 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, device: *m
     SUCCESS
 }
 
-/// The identifier of a GPU: `GPU-fake-` and its index.
+/// The identifier of a GPU: `GPU-fake-` and its index; that of the double of CUDA, where GPUs are its.
 ///
 /// # Safety
 /// `uuid` is null or has room for `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetUUID(device: *mut c_void, uuid: *mut c_char, length: c_uint) -> c_int {
+    let is_cuda = statements("cuda").is_some_and(|lines| !lines.is_empty());
     let text = match index(device).checked_sub(FIRST_MIG) {
         Some(mig) => format!("MIG-fake-{mig}\0"),
+        None if is_cuda => format!("GPU-face6661-6b65-2d63-7564-612d677075{:02x}\0", index(device)),
         None => format!("GPU-fake-{}\0", index(device)),
     };
     if uuid.is_null() || text.len() > length as usize {

@@ -1,0 +1,40 @@
+//! What is open at the start, and whose memory is whose.
+
+use roundhouse::inference::DeviceId;
+
+use super::{answers, models, run};
+use crate::cuda::{MIB, PAGE, count};
+use crate::support::server::TestServer;
+
+alone! {
+    on "device 1073741824\ndevice 1073741824";
+    fn a_model_holds_its_memory_through_the_driver_and_gives_it_back_before_its_unload_is_answered() {
+        run(async {
+            let server = TestServer::start_on_cuda(models(&["a"], 24), |_| {}).await;
+            let before = count("used 0");
+            answers(&server, "a").await;
+            let row = server.row("a");
+            assert_eq!(row.device, Some(DeviceId::Gpu(0)), "GPUs first, where nothing is said");
+            assert_eq!(row.device_bytes, 24 * MIB, "what it took, to the page");
+            assert!(count("used 0") >= before + 24 * MIB);
+            assert!(count("calls cuMemMap") > 0 && count("used 1") < PAGE);
+            server.inner.unload_model("a", false).await.unwrap();
+            assert!(count("used 0") < before + 20 * MIB, "{}", count("used 0"));
+            server.finish().await;
+        });
+    }
+}
+
+alone! {
+    on "device 1073741824";
+    fn models_that_ask_for_the_cpu_hold_nothing_of_a_gpu() {
+        run(async {
+            let cpu = format!("instance_group [ {{ kind: KIND_CPU }} ]\n{}", super::weighs(8, 1, 1));
+            let repository = crate::support::repository::Repository::empty().with("c", "gated", &cpu);
+            let server = TestServer::start_on_cuda(repository, |_| {}).await;
+            answers(&server, "c").await;
+            assert_eq!((server.row("c").device, count("used 0")), (Some(DeviceId::Cpu), 0));
+            server.finish().await;
+        });
+    }
+}
