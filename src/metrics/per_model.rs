@@ -31,7 +31,7 @@ pub struct ModelSeries<'a> {
 type Read = fn(&ModelStatistics) -> u64;
 
 /// Counters of each model, and where each is read.
-const COUNTERS: [(Family, Read); 8] = [
+const COUNTERS: [(Family, Read); FAILURES] = [
     (defs::REQUEST_SUCCESS, |statistics| statistics.success.count()),
     (defs::INFERENCE_COUNT, ModelStatistics::inferences),
     (defs::EXECUTION_COUNT, ModelStatistics::executions),
@@ -43,18 +43,23 @@ const COUNTERS: [(Family, Read); 8] = [
 ];
 
 /// Counters of the models whose answers are kept.
-const CACHE_COUNTERS: [(Family, Read); 4] = [
+const CACHE_COUNTERS: [(Family, Read); CACHE_COUNTERS_LEN] = [
     (defs::CACHE_HITS, |statistics| statistics.cache_hit.count()),
     (defs::CACHE_MISSES, |statistics| statistics.cache_miss.count()),
     (defs::CACHE_HIT_DURATION, |statistics| statistics.cache_hit.nanoseconds() / 1000),
     (defs::CACHE_MISS_DURATION, |statistics| statistics.cache_miss.nanoseconds() / 1000),
 ];
 
-const FAILURES: usize = COUNTERS.len();
-const CACHES: usize = FAILURES + FailureReason::ALL.len();
+// Numbers by themselves, since a type is made of them: rustc 1.95 goes in a circle, where it optimises, when the length of
+// an array has to be found by a call of `defs`.
+const FAILURES: usize = 8;
+const REASONS: usize = 4;
+const CACHE_COUNTERS_LEN: usize = 4;
+const CACHES: usize = FAILURES + REASONS;
+const _: () = assert!(REASONS == FailureReason::ALL.len(), "REASONS is out of step");
 
 /// How many counters a model has.
-pub(super) const COUNTS: usize = CACHES + CACHE_COUNTERS.len();
+pub(super) const COUNTS: usize = CACHES + CACHE_COUNTERS_LEN;
 
 /// One row of each family.
 struct Row<'a> {
