@@ -84,7 +84,7 @@ pub(super) struct Line {
     pub(super) points: Vec<(f64, f64)>,
 }
 
-const PANEL: f64 = 520.0;
+const PANEL: f64 = 680.0;
 
 /// Panels of lines, one below the other. The numbers on the left are those of the lowest line and of the highest; each place at
 /// which there is a point has the same room.
@@ -115,7 +115,7 @@ fn panel(title: &str, lines: &[Line], above: f64) -> String {
         LEFT + PANEL * (index + 0.5) / places.len().max(1) as f64
     };
     let y = |value: f64| bottom - HEIGHT * value / highest;
-    let mut svg = format!("<text x=\"{LEFT}\" y=\"{}\" font-size=\"13\">{}</text>\n", above + 20.0, escape(title));
+    let mut svg = format!("<text x=\"{LEFT}\" y=\"{}\" font-size=\"12\">{}</text>\n", above + 20.0, escape(title));
     for fifth in 0..=5 {
         let value = highest * f64::from(fifth) / 5.0;
         // Writing into a String cannot fail.

@@ -158,7 +158,10 @@ impl World<'_> {
     fn until(&mut self, end: f64) {
         while self.events.peek().is_some_and(|Reverse(event)| event.at <= end) {
             let Some(Reverse(Event { at, what, .. })) = self.events.pop() else { return };
-            self.outcome.instance_seconds += (at - self.now).max(0.0) * self.there() as f64;
+            // What comes after the last request is nobody's.
+            if end.is_finite() {
+                self.outcome.instance_seconds += (at - self.now).max(0.0) * self.there() as f64;
+            }
             self.now = at;
             match what {
                 What::Happens { instance, next } => self.happen(instance, next),
