@@ -241,7 +241,7 @@ pub const EVICTIONS: Family = family(
     Kind::Counter,
     &["tier", "reason"],
     "Models that left a tier: for room, after an overrun (more in use than booked), transient (not to be kept), deleted \
-     (from the repository), unload (asked for)",
+     (from the repository), unload (asked for), lost (its device cannot be used any more)",
 );
 /// How long what left had been there.
 pub const EVICTION_AGE_SECONDS: Family = family(

@@ -60,9 +60,7 @@ struct Book {
     booked_bytes: u64,
     evictable_bytes: u64,
     reserved_bytes: u64,
-    /// Of a device that runs take scratch of.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    scratch_bytes: Option<u64>,
+    scratch_bytes: u64,
     models: usize,
     used_bytes: Option<u64>,
 }
@@ -76,7 +74,7 @@ impl Book {
             booked_bytes: book.booked,
             evictable_bytes: book.evictable,
             reserved_bytes: book.reserved,
-            scratch_bytes: Some(book.scratch).filter(|bytes| *bytes > 0),
+            scratch_bytes: book.scratch,
             models: book.models,
             used_bytes: book.used,
         }

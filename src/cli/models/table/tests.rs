@@ -151,6 +151,6 @@ proptest! {
         let row = &mut odd.models[1];
         (row.name, row.reason, row.device_bytes) = (name, reason, size);
         row.fetch = Some(Fetch { done_bytes: size, total_bytes: size / 2, bytes_per_second: Some(rate), eta_seconds: Some(rate) });
-        prop_assert_eq!(page(&odd, now(), false).lines().count(), 6);
+        prop_assert_eq!(page(&odd, now(), false).lines().count(), 7);
     }
 }

@@ -101,8 +101,8 @@ fn a_page_has_books_rows_and_where_the_next_begins() {
     };
     let expected = r#"{"generation":42,"complete":true,"books":[{"tier":"device","device":"cpu","limit_bytes":100,"booked_bytes":60,"#
         .to_owned()
-        + r#""evictable_bytes":50,"reserved_bytes":10,"models":2,"used_bytes":70},{"tier":"disk","device":null,"#
-        + r#""limit_bytes":100,"booked_bytes":60,"evictable_bytes":50,"reserved_bytes":10,"models":2,"used_bytes":null}],"#
+        + r#""evictable_bytes":50,"reserved_bytes":10,"scratch_bytes":0,"models":2,"used_bytes":70},{"tier":"disk","device":null,"#
+        + r#""limit_bytes":100,"booked_bytes":60,"evictable_bytes":50,"reserved_bytes":10,"scratch_bytes":0,"models":2,"used_bytes":null}],"#
         + r#""models":[{"name":"team/a","tier":"device","state":"READY","reason":"","versions":["1","12"],"#
         + r#""device":"gpu:0","device_bytes":18446744073709551615,"#
         + r#""copies":[{"device":"gpu:1","device_bytes":9,"instances":2,"extra":true}],"host_bytes":2,"disk_bytes":3,"#
