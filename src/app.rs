@@ -198,9 +198,9 @@ impl App {
                 }
             }
         }
-        let selection = select(&config.devices, &gpus)?;
+        let mut selection = select(&config.devices, &gpus)?;
         tracing::info!(devices = ?selection.devices, reason = selection.reason, "devices chosen");
-        let mut gpus = Gpus::open(cuda, &selection.devices, &config.cache, &*monitor)?;
+        let mut gpus = Gpus::open(cuda, &mut selection.devices, &config, &*monitor)?;
         let monitor = gpus.watched(monitor);
         let resources = resources(&config.rate_limit, &selection.devices);
         let mut executors = Vec::new();

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use super::parts::eviction_policy;
 use crate::cache::memory_pool::MemoryPool;
-use crate::config::CacheConfig;
+use crate::config::{CacheConfig, DeviceChoice, ServerConfig};
 use crate::device::cuda::context::Context;
 use crate::device::cuda::gpu::{Cuda, Gpu, SLAB};
 use crate::device::cuda::pinned::PinnedPool;
 use crate::device::devices::Opened;
 use crate::device::monitor::DeviceMonitor;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::inference::DeviceId;
 use crate::lifecycle::sleep::HostTier;
 
@@ -26,29 +26,41 @@ pub(super) struct Gpus {
 
 impl Gpus {
     /// Opens those of the devices that are GPUs, where there is a driver for it: before their memory is counted, since the
-    /// driver takes some of it for this process.
+    /// driver takes some of it for this process. One that cannot be opened is taken out of `devices`, unless it was asked
+    /// for by name.
     ///
     /// # Errors
     /// As the driver says; `Internal` where the host's memory cannot be read.
     pub(super) fn open(
         cuda: Option<Cuda>,
-        devices: &[DeviceId],
-        config: &CacheConfig,
+        devices: &mut Vec<DeviceId>,
+        config: &ServerConfig,
         monitor: &dyn DeviceMonitor,
     ) -> Result<Self> {
         let mut contexts = BTreeMap::new();
-        for device in devices {
+        for device in devices.clone() {
             let (DeviceId::Gpu(index), Some(cuda)) = (device, &cuda) else { continue };
-            let context = cuda.open(*index)?;
+            let context = match cuda.open(index) {
+                Ok(context) => context,
+                Err(error) if config.devices.contains(&DeviceChoice::Gpu(index)) => {
+                    let text = format!("--device {device} cannot be used; say auto or cpu");
+                    return Err(Error::invalid(text).with_source(error));
+                }
+                Err(error) => {
+                    tracing::warn!(%device, error = %error.report(), "a GPU cannot be opened and is not used");
+                    devices.retain(|other| *other != device);
+                    continue;
+                }
+            };
             let (name, ordinal, version) = (context.name(), context.ordinal(), cuda.version());
             tracing::info!(%device, name, uuid = context.uuid(), ordinal, cuda = version, "GPU opened");
-            contexts.insert(*index, context);
+            contexts.insert(index, context);
         }
         let host_limit = match contexts.is_empty() {
             true => 0,
             false => {
                 let memory = monitor.memory(DeviceId::Cpu)?;
-                config.host_limit.of(memory.total.saturating_sub(memory.used))
+                config.cache.host_limit.of(memory.total.saturating_sub(memory.used))
             }
         };
         Ok(Self { contexts, host_limit, pinned: None })

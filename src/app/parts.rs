@@ -203,8 +203,8 @@ impl Drop for LoadingRuntime {
 /// How much they give way to threads that answer: a tenth of a processor is theirs where both want it.
 const LOADING_NICE: i32 = 10;
 
-/// Threads for unlinking, trimming and looking into folders.
-const SPARE_THREADS: usize = 4;
+/// Threads for unlinking, trimming, looking into folders, and for putting models to sleep and waking them.
+const SPARE_THREADS: usize = 8;
 
 /// Threads that drive fetches. What blocks has threads of its own.
 const LOADING_THREADS: usize = 2;

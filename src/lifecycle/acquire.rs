@@ -132,7 +132,7 @@ impl ModelManager {
             }
             let slot = self.slot(name);
             // What sleeps is loaded, whoever asks.
-            let sleeps = slot.asleep().is_some();
+            let sleeps = slot.is_asleep();
             let explicit = explicit && !sleeps;
             let waiter = match slot.enter_if_absent(self.0.options.load_retry) {
                 Entered::Wait(waiter) => {

@@ -312,7 +312,7 @@ impl ModelManager {
     fn still_applies(&self, slot: &Slot, departure: &Departure) -> bool {
         if departure.from_host {
             let is_leaving = |host: &sleep::HostTier| host.book.is_leaving(&slot.name);
-            return slot.asleep().is_some() && self.0.loader.host.as_ref().is_some_and(is_leaving);
+            return slot.is_asleep() && self.0.loader.host.as_ref().is_some_and(is_leaving);
         }
         let of_device = matches!(departure.reason, EvictionReason::Room | EvictionReason::Overrun);
         let resident = if of_device { slot.resident() } else { slot.resident_or_asleep() };
@@ -415,7 +415,7 @@ impl ModelManager {
     #[must_use]
     pub fn resident_names(&self) -> Vec<Name> {
         let models = self.0.models.load();
-        let is_here = |slot: &Slot| slot.is_resident() || slot.asleep().is_some();
+        let is_here = |slot: &Slot| slot.is_resident() || slot.is_asleep();
         let own = models.iter().filter(|(name, slot)| is_here(slot) && !parts::is_part(name));
         own.map(|(name, _)| Arc::clone(name)).collect()
     }

@@ -30,6 +30,8 @@ use crate::repository::manifest::Fingerprint;
 pub(super) struct Slot {
     pub(super) name: Arc<str>,
     resident: ArcSwapOption<Resident>,
+    /// What sleeps, while nothing is resident; changed with `control` held.
+    asleep: ArcSwapOption<Resident>,
     control: Mutex<Control>,
     /// Held for reading while a copy that a reload replaced is being freed; an unload waits for them all.
     departing: Arc<RwLock<()>>,
@@ -48,8 +50,6 @@ pub(super) struct Story {
 struct Control {
     /// None for a model that nothing ever happened to, which is most of them.
     story: Option<Box<Story>>,
-    /// What sleeps. Never while something is resident.
-    asleep: Option<Arc<Resident>>,
     /// Asked never to be evicted.
     pinned: bool,
     /// The residency's generation in which something last changed here.
@@ -79,7 +79,13 @@ pub(super) enum Entered {
 
 impl Slot {
     pub(super) fn new(name: Arc<str>) -> Self {
-        Self { name, resident: ArcSwapOption::empty(), control: Mutex::default(), departing: Arc::default() }
+        Self {
+            name,
+            resident: ArcSwapOption::empty(),
+            asleep: ArcSwapOption::empty(),
+            control: Mutex::default(),
+            departing: Arc::default(),
+        }
     }
 
     /// Pins a version if the model is in memory.
@@ -215,7 +221,7 @@ impl Slot {
     /// Forgets what the model has been through, where nothing of it is in memory or on its way there.
     pub(super) fn clear(&self) {
         let mut control = self.control.lock();
-        if control.flight.is_none() && self.resident.load().is_none() && control.asleep.is_none() {
+        if control.flight.is_none() && self.resident.load().is_none() && !self.is_asleep() {
             control.states = VersionStates::default();
             (control.story, control.failed) = (None, None);
         }
@@ -228,7 +234,7 @@ impl Slot {
         control.forgotten = control.flight.is_none()
             && control.states.rows().is_empty()
             && !control.pinned
-            && control.asleep.is_none()
+            && !self.is_asleep()
             && self.resident.load().is_none();
         control.forgotten
     }
@@ -244,7 +250,7 @@ impl Slot {
         // A reload shows as Ready: the old copy answers on.
         {
             let mut control = self.control.lock();
-            if self.resident.load().is_none() && control.asleep.is_none() {
+            if self.resident.load().is_none() && !self.is_asleep() {
                 control.states.loading();
             }
             control.generation = manager.next_generation();
@@ -373,7 +379,7 @@ impl Slot {
     /// A load ended and changed nothing.
     fn settle(&self, manager: &ModelManager) {
         let mut control = self.control.lock();
-        if self.resident.load().is_none() && control.asleep.is_none() {
+        if self.resident.load().is_none() && !self.is_asleep() {
             control.states.abandoned();
         }
         control.flight = None;
@@ -413,7 +419,7 @@ impl Slot {
             control.states.all(ModelState::Unloading, "");
             control.failed = None;
             control.generation = manager.next_generation();
-            let asleep = control.asleep.take();
+            let asleep = self.asleep.swap(None);
             let was_asleep = asleep.is_some();
             (out.or_else(|| self.resident.swap(None)).or(asleep), was_asleep)
         };

@@ -9,7 +9,12 @@ use super::{Slot, dispose};
 impl Slot {
     /// What sleeps here.
     pub(in crate::lifecycle) fn asleep(&self) -> Option<Arc<Resident>> {
-        self.control.lock().asleep.clone()
+        self.asleep.load_full()
+    }
+
+    /// Whether something does.
+    pub(in crate::lifecycle) fn is_asleep(&self) -> bool {
+        self.asleep.load().is_some()
     }
 
     /// What is in memory of a device, or sleeps.
@@ -27,7 +32,7 @@ impl Slot {
     /// What was taken out sleeps now.
     pub(in crate::lifecycle) fn asleep_now(&self, manager: &ModelManager, resident: Arc<Resident>) {
         let mut control = self.control.lock();
-        control.asleep = Some(resident);
+        self.asleep.store(Some(resident));
         control.generation = manager.next_generation();
         drop(control);
         manager.0.metrics.resident.decrement(1.0);
@@ -38,9 +43,10 @@ impl Slot {
     pub(in crate::lifecycle) fn awake_now(&self, manager: &ModelManager, resident: &Arc<Resident>) {
         self.repeat_pin(resident);
         let mut control = self.control.lock();
-        control.asleep = None;
         control.generation = manager.next_generation();
+        // In this order: who looks without the lock finds it in one of the two.
         self.resident.store(Some(Arc::clone(resident)));
+        self.asleep.store(None);
         drop(control);
         manager.0.metrics.asleep.decrement(1.0);
         manager.0.metrics.resident.increment(1.0);
@@ -51,7 +57,7 @@ impl Slot {
         let asleep = {
             let mut control = self.control.lock();
             control.generation = manager.next_generation();
-            control.asleep.take()
+            self.asleep.swap(None)
         };
         if let Some(asleep) = asleep {
             dispose(manager, asleep).await;

@@ -23,7 +23,7 @@ impl Drop for FlightGuard {
         let text = format!("an operation on model '{}' broke off", self.slot.name);
         {
             let mut control = self.slot.control.lock();
-            if self.slot.resident.load().is_none() && control.asleep.is_none() {
+            if self.slot.resident.load().is_none() && !self.slot.is_asleep() {
                 control.states.all(ModelState::Unavailable, &text);
             }
             control.flight = None;

@@ -38,3 +38,16 @@ alone! {
         });
     }
 }
+
+alone! {
+    on "device 1073741824\ndevice 1073741824\nfail cuDevicePrimaryCtxRetain 1 101";
+    fn a_gpu_that_cannot_be_opened_is_not_used_and_the_others_are() {
+        run(async {
+            let server = TestServer::start_on_cuda(models(&["a"], 8), |_| {}).await;
+            answers(&server, "a").await;
+            assert_eq!(server.row("a").device, Some(DeviceId::Gpu(1)));
+            assert_eq!(server.books().iter().filter_map(|book| book.device).collect::<Vec<_>>(), [DeviceId::Gpu(1), DeviceId::Cpu]);
+            server.finish().await;
+        });
+    }
+}

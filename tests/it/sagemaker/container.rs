@@ -167,6 +167,10 @@ async fn an_inference_that_runs_out_of_memory_is_507_and_any_other_failure_is_no
     platform.put("m", 1);
     ask(&server, &platform.load("m")).await.expect(200);
     let fault = |kind| Fault::Error(Error::new(kind, "out of memory"));
+    // A run that finds no memory is run once more.
+    server.gated.fail_next("m", Step::Execute, fault(ErrorKind::OutOfDeviceMemory));
+    assert_eq!(ask(&server, &invoke("m", 3)).await.tag(), 3);
+    server.gated.fail_next("m", Step::Execute, fault(ErrorKind::OutOfDeviceMemory));
     server.gated.fail_next("m", Step::Execute, fault(ErrorKind::OutOfDeviceMemory));
     ask(&server, &invoke("m", 1)).await.expect(507);
     server.gated.fail_next("m", Step::Execute, fault(ErrorKind::BackendFailed));
