@@ -155,8 +155,9 @@ impl Loader {
         let names_none = groups.iter().all(|group| group.kind != InstanceKind::Gpu && group.gpus.is_empty());
         let has_gpus = candidates.iter().any(|candidate| matches!(candidate.device, DeviceId::Gpu(_)));
         let without_gpus: Vec<Candidate>;
-        let candidates = match plan.backend.on_gpu() {
-            Err(why) if names_none && has_gpus => {
+        // Asked only where it matters: the answer may open CUDA's libraries.
+        let candidates = match (names_none && has_gpus).then(|| plan.backend.on_gpu()) {
+            Some(Err(why)) => {
                 tracing::info!(model = %plan.name, reason = %why.report(), "on the cpu");
                 let is_cpu = |candidate: &&Candidate| candidate.device == DeviceId::Cpu;
                 without_gpus = candidates.iter().filter(is_cpu).cloned().collect();
