@@ -80,6 +80,10 @@ class Proxy:
             raise AssertionError(f"{self.name} ended with {self.process.returncode}:\n{self.log.read_text()}")
         return True
 
+    def is_idle(self):
+        """Whether it counts no request any more, where it can be asked."""
+        return True
+
     def environment(self):
         return None
 
@@ -122,9 +126,14 @@ class HAProxy(Proxy):
                 text = page.read().decode()
         return list(csv.DictReader(io.StringIO(text.removeprefix("# "))))
 
+    def instances(self):
+        return [row for row in self.stats() if row["pxname"] == "http" and row["svname"] not in ("FRONTEND", "BACKEND")]
+
     def states(self):
-        rows = [row for row in self.stats() if row["pxname"] == "http" and row["svname"] not in ("FRONTEND", "BACKEND")]
-        return [row["status"] == "UP" and row["check_status"] == "L7OK" for row in rows] or [False]
+        return [row["status"] == "UP" and row["check_status"] == "L7OK" for row in self.instances()] or [False]
+
+    def is_idle(self):
+        return all(row["scur"] == "0" for row in self.instances())
 
 
 class Envoy(Proxy):

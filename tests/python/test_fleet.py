@@ -64,6 +64,9 @@ class Fleet:
     def __init__(self, repository, folder, *flags):
         self.instances = [Instance(repository, folder / f"instance-{number}", *flags).start() for number in range(3)]
         self.ports = [instance.port for instance in self.instances]
+        # One that a proxy's first check finds starting has a slow start before it, and other models meanwhile.
+        for port in self.ports:
+            wait_until("the instance is ready", lambda: get(port, "/v2/health/ready")[0] == 200)
 
     def stop(self):
         for instance in self.instances:
@@ -180,11 +183,11 @@ class Load:
 
 
 def test_a_model_is_loaded_by_one_instance_however_it_is_named(fleet, proxy):
-    for model in MODELS:
-        for by in ("path", "version", "header", "path"):
-            assert infer(proxy.port, model, by) == 200, (model, by)
-    for by in ("path", "version", "header"):
-        assert infer(proxy.port, "team/a", by) == 200, by
+    ways = [(model, by) for model in MODELS for by in ("path", "version", "header", "path")]
+    for model, by in [*ways, *(("team/a", by) for by in ("path", "version", "header"))]:
+        assert infer(proxy.port, model, by) == 200, (model, by)
+        # Answered is not counted off yet, and two that are not are a load that the next one is spared.
+        wait_until("the proxy has no request", proxy.is_idle)
     holders = {model: fleet.holders(model) for model in [*MODELS, "team/a"]}
     # Envoy takes a path as it is written: a slash as %2F is a key of its own there.
     most = 2 if proxy.name == "envoy" else 1
