@@ -117,7 +117,7 @@ fn the_echo_backend_does_what_a_backend_must_and_its_misconduct_stays_its_own() 
     let echo = echo();
     assert_eq!(
         (echo.name(), echo.description(), echo.known_parameters()),
-        ("echo", "echo, for tests", &["conduct"][..])
+        ("echo", "echo, for tests", &["conduct", "device_bytes"][..])
     );
     let none = || Tensor::from_strings::<&str>(Shape::new(&[0]), &[]).unwrap();
     let case = Case {
@@ -225,8 +225,8 @@ fn broken(define: &str) -> Error {
 #[test]
 fn a_backend_that_breaks_its_word_is_told_so_and_the_process_goes_on() {
     let unavailable = [
-        ("BROKEN=OTHER_MAJOR", "was built against version 2.0 of the ABI"),
-        ("BROKEN=NEWER_MINOR", "was built against version 1.1 of the ABI"),
+        ("BROKEN=OTHER_MAJOR", "was built against version 2.1 of the ABI"),
+        ("BROKEN=NEWER_MINOR", "was built against version 1.2 of the ABI"),
         ("BROKEN=SHORT_TABLE", "its table has 24 bytes"),
         ("BROKEN=NO_TABLE", "gives no table"),
         ("BROKEN=NO_INFER", "has no function infer"),

@@ -12,7 +12,7 @@
 #define ROUNDHOUSE_ABI_MAJOR 1
 
 // The minor number of this version of the ABI.
-#define ROUNDHOUSE_ABI_MINOR 0
+#define ROUNDHOUSE_ABI_MINOR 1
 
 // All went well.
 #define ROUNDHOUSE_OK 0
@@ -107,6 +107,9 @@
 // [`RoundhouseModelMemory::bytes`] is what runs have taken and keep, beyond what the load took.
 #define ROUNDHOUSE_MEMORY_RUNS 1
 
+// Memory of a GPU that is no model's, since it is kept when the model goes that first needed it: a library's workspace.
+#define ROUNDHOUSE_MEMORY_SHARED 1
+
 // The bytes of an error's text, the NUL included.
 #define ROUNDHOUSE_ERROR_BYTES 2048
 
@@ -146,6 +149,17 @@ typedef struct RoundhouseHost {
   const struct RoundhouseParameter *settings;
   // How many there are.
   size_t setting_count;
+  // Since 1.1. Memory of a GPU, counted for the model that the thread's call is for: what is taken during `load` and
+  // `instantiate` is the model's, loses its bytes' place while the model sleeps and has them back at the same address; what
+  // is taken during `infer` is for the run, on the stream that is named. `device_id` is CUDA's number; `flags` is
+  // [`MEMORY_SHARED`] or 0. Null where there is none: the server knows why, and answers so if the call then fails.
+  void *(*device_allocate)(size_t bytes, uint32_t device_id, void *stream, uint32_t flags);
+  // Since 1.1. Frees what `device_allocate` gave, from any thread, while the work of its stream may still use it: it is
+  // given to what comes later on that stream. Nothing for null.
+  void (*device_free)(void *at);
+  // Since 1.1. A stream of a GPU for an instance (`cudaStream_t`), each in turn; it lives as long as the model that is being
+  // loaded or instantiated. Streams of the server's share what runs take. Null for a GPU that the server does not hand out.
+  void *(*device_stream)(uint32_t device_id);
 } RoundhouseHost;
 
 // Where a function that fails says why.

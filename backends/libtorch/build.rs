@@ -5,7 +5,9 @@
 use std::path::{Path, PathBuf};
 
 fn main() {
-    println!("cargo::rerun-if-changed=src/shim.cpp");
+    for source in ["shim.cpp", "shim.hpp", "device.cpp"] {
+        println!("cargo::rerun-if-changed=src/{source}");
+    }
     println!("cargo::rerun-if-env-changed=LIBTORCH");
     let has = |feature: &str| std::env::var_os(format!("CARGO_FEATURE_{feature}")).is_some();
     if !has("BACKEND") || has("CHECK") {
@@ -29,7 +31,7 @@ fn main() {
 
 fn compile(libtorch: &Path) {
     let mut cc = cc::Build::new();
-    cc.cpp(true).std("c++17").file("src/shim.cpp");
+    cc.cpp(true).std("c++17").files(["src/shim.cpp", "src/device.cpp"]);
     // Torch's headers are not ours to warn about.
     for include in ["include", "include/torch/csrc/api/include"] {
         cc.flag("-isystem").flag(libtorch.join(include).display().to_string());

@@ -4,6 +4,9 @@
 //! by it (`request`, `signature`), and what it gives is checked before it is used (`outputs`). Nothing that a table says is taken on
 //! trust but that its pointers point to what they claim.
 //!
+//! A model on a GPU takes its memory there through the server where the backend asks it to: each call is made in the scope of the
+//! model's share, and what the allocator refused is the reason of a call that failed.
+//!
 //! *Architecture invariants:* a library is never closed; `initialize` runs once a process; an output goes back to its
 //! backend exactly once; a model is unloaded after its last instance.
 #![expect(unsafe_code, reason = "calls through the C ABI of backends")]
@@ -26,8 +29,10 @@ use smallvec::SmallVec;
 use self::library::{Library, Table};
 use self::outputs::Given;
 use self::request::Request;
-use super::placement::Placement;
+use super::placement::{GpuShare, Placement};
 use super::{Backend, Batch, Execution, Model, ModelFiles, ModelInstance, ModelMemory};
+use crate::device::cuda::hooks::{OwnerScope, take_refusal};
+use crate::device::cuda::owner::Kind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inference::{DeviceId, NamedTensor, NamedTensors};
 use crate::model_config::ModelConfig;
@@ -106,15 +111,41 @@ impl Backend for Plugin {
         let table = &self.library.table;
         let mut error = abi::RoundhouseError::empty();
         let mut pointer = ptr::null_mut();
-        // SAFETY: a function of the table, with a request whose strings and arrays live in `request`, and room for its
-        // answers.
-        let status = unsafe { (table.load)(&raw const request.raw, &raw mut pointer, &raw mut error) };
-        check(status, &error, "load")?;
+        let share = placement.share().cloned();
+        let status = owned(share.as_ref(), Kind::Weights, || {
+            // SAFETY: a function of the table, with a request whose strings and arrays live in `request`, and room for its
+            // answers.
+            unsafe { (table.load)(&raw const request.raw, &raw mut pointer, &raw mut error) }
+        });
+        status.check(&error, "load")?;
         let pointer = NonNull::new(pointer).ok_or_else(|| broken("load gave no model and no error"))?;
-        let mut loaded = Loaded { table, pointer, device, signature: RuntimeSignature::default(), keeps_files: false };
+        let signature = RuntimeSignature::default();
+        let mut loaded = Loaded { table, pointer, device, signature, keeps_files: false, share };
         (loaded.signature, loaded.keeps_files) = signature::read(table, pointer)?;
         Ok(Box::new(PluginModel { loaded: Arc::new(loaded) }))
     }
+}
+
+/// What a call came to: its status, and why the server refused it memory, if it did.
+struct Outcome {
+    status: abi::RoundhouseStatus,
+    refusal: Option<Error>,
+}
+
+impl Outcome {
+    fn check(self, error: &abi::RoundhouseError, what: &'static str) -> Result<()> {
+        // A backend that gets no memory says no more than that; why is the allocator's to say.
+        check(self.status, error, what).map_err(|error| self.refusal.unwrap_or(error))
+    }
+}
+
+/// Makes a call of the table, in which the backend takes memory of a GPU as the owner of a share.
+fn owned(share: Option<&GpuShare>, kind: Kind, call: impl FnOnce() -> abi::RoundhouseStatus) -> Outcome {
+    let Some(share) = share else { return Outcome { status: call(), refusal: None } };
+    // What is left of an earlier call says nothing of this one.
+    let _earlier = take_refusal();
+    let _scope = OwnerScope::enter(&share.owner, kind);
+    Outcome { status: call(), refusal: take_refusal() }
 }
 
 /// A fault of the backend against the ABI.
@@ -147,6 +178,8 @@ struct Loaded {
     device: DeviceId,
     signature: RuntimeSignature,
     keeps_files: bool,
+    /// Goes last: what the model holds is taken of it.
+    share: Option<GpuShare>,
 }
 
 // SAFETY: the ABI allows every function on a model from any thread, several at a time.
@@ -176,12 +209,14 @@ impl Model for PluginModel {
     }
 
     fn instance(&self) -> Result<Box<dyn ModelInstance>> {
-        let table = self.loaded.table;
+        let (table, model) = (self.loaded.table, self.loaded.pointer.as_ptr());
         let mut error = Box::new(abi::RoundhouseError::empty());
         let mut pointer = ptr::null_mut();
-        // SAFETY: a function of the table, with a model that lives and room for the answers.
-        let status = unsafe { (table.instantiate)(self.loaded.pointer.as_ptr(), &raw mut pointer, &raw mut *error) };
-        check(status, &error, "make an instance")?;
+        let status = owned(self.loaded.share.as_ref(), Kind::Weights, || {
+            // SAFETY: a function of the table, with a model that lives and room for the answers.
+            unsafe { (table.instantiate)(model, &raw mut pointer, &raw mut *error) }
+        });
+        status.check(&error, "make an instance")?;
         let pointer = NonNull::new(pointer).ok_or_else(|| broken("instantiate gave no instance and no error"))?;
         Ok(Box::new(PluginInstance { pointer, error, loaded: Arc::clone(&self.loaded) }))
     }
@@ -245,21 +280,24 @@ impl ModelInstance for PluginInstance {
         let mut room = SmallVec::<[_; 4]>::from_elem(outputs::NONE, batch.outputs.len());
         self.error.message[0] = 0;
         let compute_start = Instant::now();
-        // SAFETY: a function of the table, with an instance that is in no other call; the arrays are as long as is said
-        // and live until it returns: what inputs point to is borrowed by `batch` or lies in `copies`.
-        let status = unsafe {
-            (loaded.table.infer)(
-                self.pointer.as_ptr(),
-                inputs.as_ptr(),
-                inputs.len(),
-                batch.outputs.as_ptr(),
-                room.as_mut_ptr(),
-                room.len(),
-                &raw mut *self.error,
-            )
-        };
+        // The backend names the stream.
+        let status = owned(loaded.share.as_ref(), Kind::Activations { stream: 0 }, || {
+            // SAFETY: a function of the table, with an instance that is in no other call; the arrays are as long as is
+            // said and live until it returns: what inputs point to is borrowed by `batch` or lies in `copies`.
+            unsafe {
+                (loaded.table.infer)(
+                    self.pointer.as_ptr(),
+                    inputs.as_ptr(),
+                    inputs.len(),
+                    batch.outputs.as_ptr(),
+                    room.as_mut_ptr(),
+                    room.len(),
+                    &raw mut *self.error,
+                )
+            }
+        });
         let compute_end = Instant::now();
-        check(status, &self.error, "run the model")?;
+        status.check(&self.error, "run the model")?;
         // All of them are taken before one is looked at, so that a faulty one does not keep others from going back.
         let given: SmallVec<[Given; 4]> = room.iter().map(|output| Given::new(*output, loaded.table.release)).collect();
         let mut outputs = NamedTensors::new();

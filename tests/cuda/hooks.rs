@@ -4,10 +4,11 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use roundhouse::device::cuda::hooks::{
-    OwnerScope, libtorch_alloc, libtorch_free, onnxruntime_alloc, onnxruntime_empty_cache, onnxruntime_free,
-    onnxruntime_options, serve, serve_no_more, stray_frees, take_refusal,
+    OwnerScope, next_stream, onnxruntime_alloc, onnxruntime_empty_cache, onnxruntime_free, onnxruntime_options, serve,
+    serve_no_more, stray_frees, stream_allocate, stream_free, take_refusal,
 };
 use roundhouse::device::cuda::owner::Kind;
+use roundhouse::device::cuda::stream::Streams;
 use roundhouse::error::ErrorKind;
 
 use crate::support::{MIB, assert_nothing_is_left, context, pool};
@@ -19,7 +20,7 @@ alone! {
     fn memory_is_counted_for_the_owner_of_the_calling_thread() {
         let context = context();
         let pool = pool(&context, 100 * MIB, 0);
-        let others = serve(&pool, 50 * MIB).unwrap();
+        let others = serve(&pool, 50 * MIB, None).unwrap();
         let (first, second) = (pool.owner("a", 50 * MIB).unwrap(), pool.owner("b", 50 * MIB).unwrap());
         let weights = {
             let _scope = OwnerScope::enter(&first, Kind::Weights);
@@ -62,7 +63,7 @@ alone! {
     fn a_refusal_is_null_and_its_reason_is_kept_for_the_thread() {
         let context = context();
         let pool = pool(&context, 100 * MIB, 0);
-        let others = serve(&pool, MIB).unwrap();
+        let others = serve(&pool, MIB, None).unwrap();
         let model = pool.owner("m", 10 * MIB).unwrap();
         let _scope = OwnerScope::enter(&model, Kind::Weights);
         assert!(onnxruntime_alloc(11 * MIB as usize).is_null());
@@ -93,25 +94,33 @@ alone! {
 
 alone! {
     on MACHINE;
-    fn libtorch_names_its_stream_and_its_device() {
+    fn a_plugin_names_its_stream_and_its_device() {
         let context = context();
         let pool = pool(&context, 100 * MIB, 0);
-        let others = serve(&pool, 50 * MIB).unwrap();
+        let streams = Arc::new(Streams::new(&context, 2).unwrap());
+        let others = serve(&pool, 50 * MIB, Some(&streams)).unwrap();
         let model = pool.owner("m", 50 * MIB).unwrap();
-        let stream = |number: usize| number as *mut c_void;
         {
             let _scope = OwnerScope::enter(&model, Kind::Activations { stream: 0 });
-            let first = libtorch_alloc(1000, 0, stream(0x11));
-            let second = libtorch_alloc(1000, 0, stream(0x22));
+            let first = stream_allocate(1000, 0, 0x11, false);
+            let second = stream_allocate(1000, 0, 0x22, false);
             assert!((first as u64).abs_diff(second as u64) > MIB, "each stream has scratch of its own");
-            libtorch_free(first, 1000, 0, stream(0x11));
-            assert_eq!(libtorch_alloc(900, 0, stream(0x11)), first);
+            stream_free(first);
+            assert_eq!(stream_allocate(900, 0, 0x11, false), first);
             assert_eq!(model.usage().activations, 2048);
+            assert!(!stream_allocate(700, 0, 0x11, true).is_null());
+            assert_eq!((model.usage().activations, others.usage().weights), (2048, 1024), "what is shared is nobody's");
+            assert!(stream_allocate(5, 1, 0x11, false).is_null());
+            let refusal = take_refusal().unwrap().report();
+            assert!(refusal.starts_with("model 'm' asks for memory of device 1, where it is not placed"), "{refusal}");
         }
-        assert!(!libtorch_alloc(5, 0, stream(0)).is_null());
-        assert_eq!(others.usage().weights, 512);
-        assert!(libtorch_alloc(5, 1, stream(0)).is_null(), "a device that is not served");
+        assert!(!stream_allocate(5, 0, 0, false).is_null());
+        assert_eq!(others.usage().weights, 1536);
+        assert!(stream_allocate(5, 1, 0, false).is_null(), "a device that is not served");
         assert!(take_refusal().unwrap().to_string().contains("is not served"));
+        let (one, two) = (next_stream(0), next_stream(0));
+        assert!(one != 0 && two != 0 && one != two && next_stream(0) == one, "in turn");
+        assert_eq!(next_stream(1), 0);
     }
 }
 

@@ -12,6 +12,7 @@ mod driver;
 mod hooks;
 mod memory;
 mod onnxruntime;
+mod plugin;
 mod pool;
 mod real;
 mod shared;

@@ -28,7 +28,7 @@ use std::ffi::{c_char, c_void};
 /// The major number of this version of the ABI.
 pub const ABI_MAJOR: u32 = 1;
 /// The minor number of this version of the ABI.
-pub const ABI_MINOR: u32 = 0;
+pub const ABI_MINOR: u32 = 1;
 /// The name of the function that a backend exports.
 pub const ENTRY: &str = "roundhouse_backend";
 
@@ -108,6 +108,9 @@ pub const MEMORY_EXACT: i32 = 0;
 /// [`RoundhouseModelMemory::bytes`] is what runs have taken and keep, beyond what the load took.
 pub const MEMORY_RUNS: i32 = 1;
 
+/// Memory of a GPU that is no model's, since it is kept when the model goes that first needed it: a library's workspace.
+pub const MEMORY_SHARED: u32 = 1;
+
 /// The bytes of an error's text, the NUL included.
 pub const ERROR_BYTES: usize = 2048;
 
@@ -135,6 +138,19 @@ pub struct RoundhouseHost {
     pub settings: *const RoundhouseParameter,
     /// How many there are.
     pub setting_count: usize,
+
+    /// Since 1.1. Memory of a GPU, counted for the model that the thread's call is for: what is taken during `load` and
+    /// `instantiate` is the model's, loses its bytes' place while the model sleeps and has them back at the same address; what
+    /// is taken during `infer` is for the run, on the stream that is named. `device_id` is CUDA's number; `flags` is
+    /// [`MEMORY_SHARED`] or 0. Null where there is none: the server knows why, and answers so if the call then fails.
+    pub device_allocate:
+        Option<unsafe extern "C" fn(bytes: usize, device_id: u32, stream: *mut c_void, flags: u32) -> *mut c_void>,
+    /// Since 1.1. Frees what `device_allocate` gave, from any thread, while the work of its stream may still use it: it is
+    /// given to what comes later on that stream. Nothing for null.
+    pub device_free: Option<unsafe extern "C" fn(at: *mut c_void)>,
+    /// Since 1.1. A stream of a GPU for an instance (`cudaStream_t`), each in turn; it lives as long as the model that is being
+    /// loaded or instantiated. Streams of the server's share what runs take. Null for a GPU that the server does not hand out.
+    pub device_stream: Option<unsafe extern "C" fn(device_id: u32) -> *mut c_void>,
 }
 
 /// A tensor as a model or its configuration has it.

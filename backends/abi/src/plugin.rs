@@ -8,10 +8,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use crate::{
-    ABI_MAJOR, ABI_MINOR, FAILED, INVALID_ARGUMENT, MODEL_KEEPS_FILES, NOT_FOUND, NOT_READY, OK, RoundhouseBackend,
-    RoundhouseDeviceKind, RoundhouseDeviceMemory, RoundhouseError, RoundhouseHost, RoundhouseInput, RoundhouseInstance,
-    RoundhouseLoadRequest, RoundhouseLogLevel, RoundhouseModel, RoundhouseModelInfo, RoundhouseModelMemory,
-    RoundhouseOutput, RoundhouseStatus, RoundhouseTensorInfo, TENSOR_OPTIONAL, UNSUPPORTED,
+    ABI_MAJOR, ABI_MINOR, FAILED, INVALID_ARGUMENT, MODEL_KEEPS_FILES, NOT_FOUND, NOT_READY, OK, OUT_OF_DEVICE_MEMORY,
+    RoundhouseBackend, RoundhouseDeviceKind, RoundhouseDeviceMemory, RoundhouseError, RoundhouseHost, RoundhouseInput,
+    RoundhouseInstance, RoundhouseLoadRequest, RoundhouseLogLevel, RoundhouseModel, RoundhouseModelInfo,
+    RoundhouseModelMemory, RoundhouseOutput, RoundhouseStatus, RoundhouseTensorInfo, TENSOR_OPTIONAL, UNSUPPORTED,
 };
 
 /// Why something did not work: a kind of the crate's root, and a text.
@@ -40,6 +40,8 @@ kinds! {
     unsupported => UNSUPPORTED,
     /// [`NOT_READY`].
     not_ready => NOT_READY,
+    /// [`OUT_OF_DEVICE_MEMORY`].
+    out_of_device_memory => OUT_OF_DEVICE_MEMORY,
     /// [`FAILED`].
     failed => FAILED,
 }
@@ -149,6 +151,25 @@ impl Host {
     pub const fn executor_threads(self) -> u32 {
         self.0.executor_threads
     }
+
+    /// The server's memory of GPUs, where it hands that out.
+    #[must_use]
+    pub fn device(self) -> Option<DeviceHost> {
+        // A server that does not know these fields does not open a backend that does.
+        let (allocate, free, stream) = (self.0.device_allocate?, self.0.device_free?, self.0.device_stream?);
+        Some(DeviceHost { allocate, free, stream })
+    }
+}
+
+/// The server's memory of GPUs. Its functions are plain, so that they can be handed on to a runtime in C or C++.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceHost {
+    /// `device_allocate` of [`RoundhouseHost`].
+    pub allocate: unsafe extern "C" fn(usize, u32, *mut c_void, u32) -> *mut c_void,
+    /// `device_free`.
+    pub free: unsafe extern "C" fn(*mut c_void),
+    /// `device_stream`.
+    pub stream: unsafe extern "C" fn(u32) -> *mut c_void,
 }
 
 /// A tensor of a configuration or a model.

@@ -34,7 +34,9 @@ impl Backend for Pytorch {
     fn initialize(host: Host) -> Result<(), Failure> {
         // Threads of the server run models beside each other, so that operators have one each.
         tch::set_num_threads(1);
-        host.log(abi::LOG_INFO, &format!("libtorch is open; CUDA devices: {}", tch::Cuda::device_count()));
+        let takes_from_server = host.device().map_or(Ok(false), shim::use_server)?;
+        let whose = if takes_from_server { ", whose memory is the server's to hand out" } else { "" };
+        host.log(abi::LOG_INFO, &format!("libtorch is open; CUDA devices: {}{whose}", tch::Cuda::device_count()));
         let _ = HOST.set(host);
         Ok(())
     }
@@ -93,6 +95,7 @@ impl Backend for Pytorch {
         model.plan = Arc::new(Plan::new(&inputs, &places, &outputs)?);
         let usual = if options.optimized && !model.module.keeps_state() { WARM_UP } else { 0 };
         model.warm_up(&inputs, options.warmup.unwrap_or(usual), request.model_name());
+        shim::synchronize(device)?;
         Ok(model)
     }
 

@@ -1,55 +1,29 @@
 // What tch lacks: the executor and inference modes of TorchScript, freezing, the argument names of `forward`, outputs that
-// are tuples, lists and dictionaries, packages of AOTInductor, streams, and the device allocator's books. No exception leaves a function: each
-// returns 0, or 1 after writing a text to `error`, which has room for 2048 bytes.
+// are tuples, lists and dictionaries, and packages of AOTInductor; what it lacks of GPUs is in device.cpp. No exception leaves
+// a function: each returns 0, or 1 after writing a text to `error`, which has room for 2048 bytes.
 
 #include <ATen/ATen.h>
 #include <ATen/DynamicLibrary.h>
 #include <ATen/Parallel.h>
-#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/StreamGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/serialization/import.h>
 
-#include <cstdio>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "shim.hpp"
+
 namespace {
 
-constexpr size_t ERROR_BYTES = 2048;
-
-// Kinds of failures, as the Rust side knows them.
-enum { OK = 0, FAILED = 1, WRONG_TENSORS = 2, OUT_OF_MEMORY = 3 };
-
-template <class Work>
-int guarded(char* error, Work work) {
-    const auto say = [error](int kind, const char* text) {
-        std::snprintf(error, ERROR_BYTES, "%s", text);
-        return kind;
-    };
-    try {
-        work();
-        return OK;
-    } catch (const c10::OutOfMemoryError& caught) {
-        return say(OUT_OF_MEMORY, caught.what_without_backtrace());
-    } catch (const c10::Error& caught) {
-        return say(FAILED, caught.what_without_backtrace());
-    } catch (const std::invalid_argument& caught) {
-        return say(WRONG_TENSORS, caught.what());
-    } catch (const std::exception& caught) {
-        return say(FAILED, caught.what());
-    } catch (...) {
-        return say(FAILED, "an exception that is none of C++'s own");
-    }
-}
+using rh::guarded;
 
 c10::Device device_of(int index) {
     return index < 0 ? c10::Device(c10::kCPU) : c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index));
@@ -212,7 +186,7 @@ int rh_instantiate(const rh_module* module, rh_instance** made, char* error) {
         auto fresh = std::make_unique<rh_instance>(rh_instance{module, std::nullopt});
         const auto device = device_of(module->options.device);
         if (device.is_cuda()) {
-            fresh->stream = c10::impl::VirtualGuardImpl(c10::kCUDA).getStreamFromGlobalPool(device);
+            fresh->stream = rh::stream_on(device);
         }
         *made = fresh.release();
     });
@@ -237,7 +211,10 @@ struct Modes {
         // The count belongs to the thread; MKL's is the process's.
         thread_local int threads = 0;
         if (threads != instance.module->options.threads) at::set_num_threads(threads = instance.module->options.threads);
-        if (instance.stream) stream.reset_stream(*instance.stream);
+        if (instance.stream) {
+            stream.reset_stream(*instance.stream);
+            rh::settle_workspaces(*instance.stream);
+        }
     }
 };
 
@@ -380,21 +357,5 @@ int rh_probe(rh_instance* instance, const rh_input* inputs, size_t input_count,
 }
 
 int rh_scalar_type(const at::Tensor* tensor) { return static_cast<int>(tensor->scalar_type()); }
-
-// The bytes that CUDA's allocator has in use, and those it took from the device.
-int rh_device_memory(int device, uint64_t* allocated, uint64_t* reserved, char* error) {
-    return guarded(error, [&] {
-        TORCH_CHECK(at::globalContext().hasCUDA(), "no CUDA");
-        const auto stats = c10::getDeviceAllocator(c10::kCUDA)->getDeviceStats(static_cast<c10::DeviceIndex>(device));
-        *allocated = static_cast<uint64_t>(stats.allocated_bytes[0].current);
-        *reserved = static_cast<uint64_t>(stats.reserved_bytes[0].current);
-    });
-}
-
-int rh_empty_cache(char* error) {
-    return guarded(error, [] {
-        if (at::globalContext().hasCUDA()) c10::getDeviceAllocator(c10::kCUDA)->emptyCache();
-    });
-}
 
 }  // extern "C"

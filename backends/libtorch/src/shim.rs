@@ -40,6 +40,14 @@ pub(crate) struct RawWanted {
     pub(crate) index: i64,
 }
 
+/// The server's memory of GPUs; the shim's struct.
+#[repr(C)]
+struct DeviceHost {
+    allocate: unsafe extern "C" fn(usize, u32, *mut c_void, u32) -> *mut c_void,
+    free: unsafe extern "C" fn(*mut c_void),
+    stream: unsafe extern "C" fn(u32) -> *mut c_void,
+}
+
 #[repr(C)]
 struct RawModule {
     _private: [u8; 0],
@@ -91,6 +99,8 @@ unsafe extern "C" {
     fn rh_scalar_type(tensor: *const C_tensor) -> c_int;
     fn rh_device_memory(device: c_int, allocated: *mut u64, reserved: *mut u64, error: *mut c_char) -> c_int;
     fn rh_empty_cache(error: *mut c_char) -> c_int;
+    fn rh_use_server(host: *const DeviceHost, used: *mut c_int, error: *mut c_char) -> c_int;
+    fn rh_synchronize(device: c_int, error: *mut c_char) -> c_int;
 }
 
 /// Runs a function of the shim, which writes to the place it is given where it fails.
@@ -319,4 +329,19 @@ pub(crate) fn device_memory(device: u32) -> Option<(u64, u64)> {
 pub(crate) fn empty_cache() -> Result<(), Failure> {
     // SAFETY: it takes nothing but room for an error.
     call(|error| unsafe { rh_empty_cache(error) })
+}
+
+/// Has CUDA's part of torch take its memory from the server, before it takes any. Whether it does: not where there is no such part.
+pub(crate) fn use_server(host: abi::plugin::DeviceHost) -> Result<bool, Failure> {
+    let abi::plugin::DeviceHost { allocate, free, stream } = host;
+    let (host, mut used) = (DeviceHost { allocate, free, stream }, 0);
+    // SAFETY: the struct is copied, and its functions are the server's, which live as long as the process; room for the answer.
+    call(|error| unsafe { rh_use_server(&raw const host, &raw mut used, error) })?;
+    Ok(used != 0)
+}
+
+/// Waits for all that a GPU was asked for; for the CPU, -1, there is nothing to wait for.
+pub(crate) fn synchronize(device: i32) -> Result<(), Failure> {
+    // SAFETY: it takes numbers and room for an error.
+    call(|error| unsafe { rh_synchronize(device, error) })
 }

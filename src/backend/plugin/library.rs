@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use roundhouse_abi as abi;
 
 use super::{Opening, check};
+use crate::device::cuda::hooks;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A library that is open and whose backend is initialised.
@@ -98,6 +99,9 @@ fn open_now(path: &Path, opening: &Opening) -> Result<&'static Library> {
         log: Some(log),
         settings: settings.as_ptr(),
         setting_count: settings.len(),
+        device_allocate: Some(device_allocate),
+        device_free: Some(device_free),
+        device_stream: Some(device_stream),
     }));
     if let Some(initialize) = table.initialize {
         let mut error = abi::RoundhouseError::empty();
@@ -239,6 +243,19 @@ unsafe extern "C" fn log(level: abi::RoundhouseLogLevel, message: *const c_char)
         abi::LOG_INFO => tracing::info!("{text}"),
         _ => tracing::debug!("{text}"),
     }
+}
+
+unsafe extern "C" fn device_allocate(bytes: usize, device_id: u32, stream: *mut c_void, flags: u32) -> *mut c_void {
+    hooks::stream_allocate(bytes, device_id, stream.addr(), flags & abi::MEMORY_SHARED != 0)
+}
+
+unsafe extern "C" fn device_free(at: *mut c_void) {
+    hooks::stream_free(at);
+}
+
+unsafe extern "C" fn device_stream(device_id: u32) -> *mut c_void {
+    // A name of the driver's, which nobody here follows.
+    ptr::without_provenance_mut(hooks::next_stream(device_id))
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 //! is.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::context::Context;
@@ -12,7 +11,7 @@ use super::owner::Owner;
 use super::pinned::PinnedPool;
 use super::pool::{PoolLimits, VramPool};
 use super::sleeper::Sleeper;
-use super::stream::Stream;
+use super::stream::{Stream, Streams};
 use crate::device::monitor::GpuIdentity;
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
@@ -95,9 +94,10 @@ fn matched(known: &[GpuIdentity], uuids: &[String]) -> BTreeMap<u32, u32> {
 pub struct Gpu {
     pool: Arc<VramPool>,
     sleeper: Sleeper,
-    /// For sessions the first half, for copies the other.
-    streams: Vec<Arc<Stream>>,
-    next: AtomicUsize,
+    /// For sessions.
+    streams: Arc<Streams>,
+    /// For copies.
+    copy_streams: Streams,
     staging: Arc<PinnedPool>,
     /// Pays for what runtimes take outside of any model.
     others: Arc<Owner>,
@@ -113,11 +113,11 @@ impl Gpu {
     pub fn open(context: &Arc<Context>, pinned: &Arc<PinnedPool>, memory: u64, streams: usize) -> Result<Arc<Self>> {
         let limits = PoolLimits { memory, spare: (memory / 64).min(MOST_SPARE), piece: PoolLimits::PIECE };
         let pool = VramPool::new(context, limits);
-        let streams = (0..2 * streams.max(1)).map(|_| Stream::new(context, 0).map(Arc::new)).collect::<Result<_>>()?;
+        let (streams, copy_streams) = (Arc::new(Streams::new(context, streams)?), Streams::new(context, streams)?);
         let sleeper = Sleeper::new(context, pinned)?;
         let staging = PinnedPool::new(context, STAGING, SLAB / 16);
-        let others = hooks::serve(&pool, memory)?;
-        Ok(Arc::new(Self { pool, sleeper, streams, next: AtomicUsize::new(0), staging, others, sick: OnceLock::new() }))
+        let others = hooks::serve(&pool, memory, Some(&streams))?;
+        Ok(Arc::new(Self { pool, sleeper, streams, copy_streams, staging, others, sick: OnceLock::new() }))
     }
 
     /// Nothing is to run on it any more, until the server is started anew.
@@ -176,20 +176,14 @@ impl Gpu {
     /// A stream for a session: each in turn, as many as threads answer on the device. Any number of sessions may use one.
     #[must_use]
     pub fn stream(&self) -> Arc<Stream> {
-        self.in_turn(&self.streams[..self.streams.len() / 2])
+        self.streams.next()
     }
 
     /// A stream for copies to and from the device, beside those that compute: each in turn, as many as of the others. Streams of
     /// one's own would each have memory of their own for what runs take.
     #[must_use]
     pub fn copy_stream(&self) -> Arc<Stream> {
-        self.in_turn(&self.streams[self.streams.len() / 2..])
-    }
-
-    fn in_turn(&self, streams: &[Arc<Stream>]) -> Arc<Stream> {
-        // Scattered, since those who ask for one of each in turn would always get the same.
-        let turn = self.next.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
-        Arc::clone(&streams[turn % streams.len()])
+        self.copy_streams.next()
     }
 }
 

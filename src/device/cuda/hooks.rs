@@ -2,12 +2,13 @@
 //!
 //! ONNX Runtime takes three functions as options of its CUDA provider (`gpu_external_alloc`, `gpu_external_free`,
 //! `gpu_external_empty_cache`; onnxruntime/core/providers/cuda/cuda_allocator.cc) and then has no arena of its own: every
-//! tensor of a run comes through here. libtorch takes two (`CUDAPluggableAllocator`), which name device and stream.
+//! tensor of a run comes through here. Plugins take [`stream_allocate`] and [`stream_free`] in their table, which name device and
+//! stream: libtorch's hands them to its `CUDAPluggableAllocator`.
 //! A panic ends at this border, and so does an error: the answer is null, and why is kept for the thread.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::panic::catch_unwind;
 use std::sync::Arc;
@@ -18,12 +19,14 @@ use parking_lot::RwLock;
 use super::context::Context;
 use super::owner::{Kind, Owner};
 use super::pool::VramPool;
+use super::stream::Streams;
 use crate::error::{Error, Result};
 
 /// A pool that runtimes are served from, and who pays for memory that no model has asked for.
 struct Served {
     pool: Arc<VramPool>,
     others: Arc<Owner>,
+    streams: Option<Arc<Streams>>,
 }
 
 /// By the driver's index of the device.
@@ -76,13 +79,13 @@ impl Drop for OwnerScope {
 }
 
 /// Serves runtimes from a pool from now on. Memory that is asked for outside of any [`OwnerScope`] (by a runtime's own
-/// threads) is counted for an owner of its own, which may hold `others` bytes.
+/// threads) is counted for an owner of its own, which may hold `others` bytes. `streams` are those that plugins ask for.
 ///
 /// # Errors
 /// As the driver says.
-pub fn serve(pool: &Arc<VramPool>, others: u64) -> Result<Arc<Owner>> {
+pub fn serve(pool: &Arc<VramPool>, others: u64, streams: Option<&Arc<Streams>>) -> Result<Arc<Owner>> {
     let others = pool.owner("(no model)", others)?;
-    let served = Arc::new(Served { pool: Arc::clone(pool), others: Arc::clone(&others) });
+    let served = Arc::new(Served { pool: Arc::clone(pool), others: Arc::clone(&others), streams: streams.cloned() });
     SERVED.write().insert(pool.context().ordinal(), served);
     Ok(others)
 }
@@ -145,23 +148,36 @@ pub extern "C" fn onnxruntime_empty_cache() {
     let _panicked = catch_unwind(|| SERVED.read().values().for_each(|served| served.pool.release_spare()));
 }
 
-/// Memory for libtorch: runs are told by the thread's scope, and their stream by libtorch itself.
-pub extern "C" fn libtorch_alloc(bytes: usize, device: c_int, stream: *mut c_void) -> *mut c_void {
+/// Memory of a device, by the driver's index, for runtimes that name the stream of a run: whose it is, and whether it is for a
+/// run, is told by the thread's scope; `shared` memory is no model's. Null where there is none.
+pub fn stream_allocate(bytes: usize, device: u32, stream: usize, shared: bool) -> *mut c_void {
     guarded(|| {
-        let current = CURRENT.with_borrow(Clone::clone);
+        let current = if shared { None } else { CURRENT.with_borrow(Clone::clone) };
         match current {
+            Some(Current { owner, .. }) if owner.pool().context().ordinal() != device => {
+                let text =
+                    format!("model '{}' asks for memory of device {device}, where it is not placed", owner.name());
+                Err(Error::internal(text))
+            }
             Some(Current { owner, kind: Kind::Activations { .. } }) => {
-                owner.allocate(Kind::Activations { stream: stream as usize }, bytes as u64)
+                owner.allocate(Kind::Activations { stream }, bytes as u64)
             }
             Some(Current { owner, kind }) => owner.allocate(kind, bytes as u64),
-            None => for_nobody(u32::try_from(device).ok(), bytes),
+            None => for_nobody(Some(device), bytes),
         }
     })
 }
 
-/// Frees what [`libtorch_alloc`] gave, on any thread; nothing for null.
-pub extern "C" fn libtorch_free(at: *mut c_void, _bytes: usize, _device: c_int, _stream: *mut c_void) {
+/// Frees what [`stream_allocate`] gave, on any thread; nothing for null.
+pub fn stream_free(at: *mut c_void) {
     free(at);
+}
+
+/// The name of a stream of a device, the next in turn; 0 where the device is not served.
+#[must_use]
+pub fn next_stream(device: u32) -> usize {
+    let served = SERVED.read().get(&device).cloned();
+    served.and_then(|served| Some(served.streams.as_ref()?.next().handle())).unwrap_or_default()
 }
 
 fn guarded(allocate: impl FnOnce() -> Result<u64>) -> *mut c_void {

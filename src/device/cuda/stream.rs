@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "calls of the driver")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cudarc::driver::sys::{self, CUevent, CUevent_flags, CUresult, CUstream, CUstream_flags};
 
@@ -102,6 +103,31 @@ impl Drop for Stream {
         // SAFETY: created once, destroyed once.
         let code = unsafe { sys::cuStreamDestroy_v2(self.raw) };
         self.context.dropped("cuStreamDestroy", code);
+    }
+}
+
+/// The streams of a device, given out in turn. Any number of users may share one.
+#[derive(Debug)]
+pub struct Streams {
+    all: Vec<Arc<Stream>>,
+    next: AtomicUsize,
+}
+
+impl Streams {
+    /// So many streams, one at least.
+    ///
+    /// # Errors
+    /// As the driver says.
+    pub fn new(context: &Arc<Context>, count: usize) -> Result<Self> {
+        let all = (0..count.max(1)).map(|_| Stream::new(context, 0).map(Arc::new)).collect::<Result<_>>()?;
+        Ok(Self { all, next: AtomicUsize::new(0) })
+    }
+
+    /// The next in turn.
+    #[must_use]
+    pub fn next(&self) -> Arc<Stream> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.all.len();
+        Arc::clone(&self.all[turn])
     }
 }
 

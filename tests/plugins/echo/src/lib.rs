@@ -1,16 +1,24 @@
 //! The `echo` backend: every output is the input at the same place, copied. It misbehaves where a model's parameter
-//! `conduct` asks for it, and counts what of it lives.
+//! `conduct` asks for it, and counts what of it lives. On a GPU that is the double's, whose memory is the host's, a model holds
+//! `device_bytes` of it and each run takes as much for itself, and looks at both.
+
+mod device;
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use roundhouse_abi as abi;
 use roundhouse_abi::export_backend;
 use roundhouse_abi::plugin::{Backend, Failure, Host, Input, Instance, LoadRequest, Model, Output, Outputs, Signature};
 
+use device::{Held, Stream};
+
 /// The backend.
 pub struct Echo;
 
-export_backend!(Echo, c"echo", c"echo, for tests", c"", [c"conduct"]);
+export_backend!(Echo, c"echo", c"echo, for tests", c"", [c"conduct", c"device_bytes"]);
+
+static HOST: OnceLock<Host> = OnceLock::new();
 
 /// Models, instances and outputs that live.
 static ALIVE: AtomicU64 = AtomicU64::new(0);
@@ -49,6 +57,7 @@ impl Backend for Echo {
 
     fn initialize(host: Host) -> Result<(), Failure> {
         host.log(abi::LOG_INFO, &format!("echo starts for {} threads", host.executor_threads()));
+        let _ = HOST.set(host);
         Ok(())
     }
 
@@ -67,12 +76,18 @@ impl Backend for Echo {
             Some(other) => return Err(Failure::invalid(format!("parameter conduct is '{other}'"))),
         };
         let signature = Signature::new(&request.inputs(), &request.outputs(), false)?;
-        Ok(EchoModel { signature, conduct, _alive: Alive::new() })
+        let held = match (request.device(), request.parameter("device_bytes").map(str::parse)) {
+            ((abi::GPU, id), Some(Ok(bytes))) => Some(Held::take(id, bytes)?),
+            _ => None,
+        };
+        Ok(EchoModel { signature, conduct, held: held.map(Arc::new), _alive: Alive::new() })
     }
 
     fn device_memory(kind: i32, _id: u32) -> Option<abi::RoundhouseDeviceMemory> {
         let alive = ALIVE.load(Ordering::SeqCst);
-        (kind == abi::CPU).then_some(abi::RoundhouseDeviceMemory { allocated: alive, reserved: alive })
+        // Of a GPU it says as much, so that the server sees that it can use one.
+        (kind == abi::CPU || HOST.get().is_some_and(|host| host.device().is_some()))
+            .then_some(abi::RoundhouseDeviceMemory { allocated: alive, reserved: alive })
     }
 }
 
@@ -80,6 +95,7 @@ impl Backend for Echo {
 pub struct EchoModel {
     signature: Signature,
     conduct: Conduct,
+    held: Option<Arc<Held>>,
     _alive: Alive,
 }
 
@@ -92,17 +108,20 @@ impl Model for EchoModel {
 
     fn instance(&self) -> Result<EchoInstance, Failure> {
         assert!(self.conduct != Conduct::PanicAtInstance, "asked to panic");
-        Ok(EchoInstance { conduct: self.conduct, _alive: Alive::new() })
+        let held = self.held.as_ref().map(|held| Ok((Arc::clone(held), held.stream()?)));
+        Ok(EchoInstance { conduct: self.conduct, held: held.transpose()?, _alive: Alive::new() })
     }
 
     fn memory(&self) -> Option<abi::RoundhouseModelMemory> {
-        Some(abi::RoundhouseModelMemory { bytes: 4096, kind: abi::MEMORY_EXACT, reserved: 0 })
+        let bytes = self.held.as_ref().map_or(4096, |held| held.bytes() as u64);
+        Some(abi::RoundhouseModelMemory { bytes, kind: abi::MEMORY_EXACT, reserved: 0 })
     }
 }
 
 /// Runs a model.
 pub struct EchoInstance {
     conduct: Conduct,
+    held: Option<(Arc<Held>, Stream)>,
     _alive: Alive,
 }
 
@@ -119,6 +138,9 @@ impl Instance for EchoInstance {
             Conduct::PanicAtRun => panic!("asked to panic"),
             Conduct::FailAtRun => return Err(Failure::failed("asked to fail")),
             _ => {}
+        }
+        if let Some((held, stream)) = &self.held {
+            held.run(stream)?;
         }
         for &index in wanted {
             let input = inputs.iter().find(|input| input.index() == index);
