@@ -322,16 +322,13 @@ impl MemoryPool {
     #[must_use]
     pub fn book(&self, now: Instant, busy: Busy<'_>) -> PoolBook {
         let table = self.0.table.lock();
-        let mut book = PoolBook { limit: table.limit(), booked: table.booked(), ..PoolBook::default() };
-        for (_, entry) in table.iter() {
-            match entry.stage {
-                Stage::Reserved => book.reserved += entry.weight.bytes,
-                Stage::Resident | Stage::Leaving => book.models += 1,
-            }
-        }
-        book.evictable =
-            table.line(now, busy).iter().filter_map(|name| table.get(name)).map(|entry| entry.weight.bytes).sum();
-        book
+        PoolBook { evictable: table.evictable(now, busy), ..tally(&table) }
+    }
+
+    /// The same without what could be had by eviction, for which each model would have to be looked at.
+    #[must_use]
+    pub fn tally(&self) -> PoolBook {
+        tally(&self.0.table.lock())
     }
 
     /// Hears of room from now on.
@@ -344,6 +341,17 @@ impl MemoryPool {
     fn say_room(&self) {
         self.0.room.send_modify(|changes| *changes += 1);
     }
+}
+
+fn tally(table: &CacheTable<Name>) -> PoolBook {
+    let mut book = PoolBook { limit: table.limit(), booked: table.booked(), ..PoolBook::default() };
+    for (_, entry) in table.iter() {
+        match entry.stage {
+            Stage::Reserved => book.reserved += entry.weight.bytes,
+            Stage::Resident | Stage::Leaving => book.models += 1,
+        }
+    }
+    book
 }
 
 impl RoomWaiter {

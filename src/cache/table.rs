@@ -408,6 +408,13 @@ impl<K: Key> CacheTable<K> {
         Ok((keys, lru))
     }
 
+    /// The bytes of all entries that may go as of `now`.
+    #[must_use]
+    pub fn evictable(&self, now: Instant, busy: &dyn Fn(&K) -> bool) -> u64 {
+        let may_go = |(key, entry): &(&K, &Entry)| entry.may_go(self.min_residency, now) && !busy(key);
+        self.entries.iter().filter(may_go).fold(0, |sum, (_, entry)| sum.saturating_add(entry.weight.bytes))
+    }
+
     /// Entries that may go as of `now`, whoever should go first in front.
     #[must_use]
     pub fn line(&self, now: Instant, busy: &dyn Fn(&K) -> bool) -> Vec<K> {

@@ -14,7 +14,7 @@ use super::residency::{
 use super::slot::Slot;
 use super::state::ModelState;
 use super::{ModelManager, Name};
-use crate::cache::memory_pool::MemoryLease;
+use crate::cache::memory_pool::{MemoryLease, PoolBook};
 use crate::device::cuda::pinned::PinnedUsage;
 use crate::device::monitor::DeviceMonitor;
 use crate::error::{Error, Result};
@@ -98,6 +98,19 @@ impl ModelManager {
             }
         });
         devices.chain(host).chain(self.0.loader.files.book()).collect()
+    }
+
+    /// Of each tier its device, where it has one, and what is booked; evictable bytes are left out.
+    #[must_use]
+    pub fn tallies(&self) -> Vec<(Tier, Option<DeviceId>, PoolBook)> {
+        let devices = self.0.loader.devices.iter();
+        let devices = devices.map(|place| (Tier::Device, Some(place.device()), place.pool.tally()));
+        let host = self.0.loader.host.iter().map(|host| (Tier::Host, None, host.book.tally()));
+        let disk = self.0.loader.files.book().map(|book| {
+            let TierBook { limit, booked, models, .. } = book;
+            (Tier::Disk, None, PoolBook { limit, booked, models, ..PoolBook::default() })
+        });
+        devices.chain(host).chain(disk).collect()
     }
 
     /// Bytes that runs share of a device, as its book has them.

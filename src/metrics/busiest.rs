@@ -86,9 +86,12 @@ impl Busiest {
             scores.push((score, known.shown, index));
             grown.push(growth);
         }
+        let before: Vec<bool> = scores.iter().map(|(_, shown, _)| *shown).collect();
         let shown = self.choose(scores, models);
-        for ((model, growth), shown) in models.iter().zip(&grown).zip(&shown) {
-            if let Some(known) = self.known.get_mut(&(Arc::clone(model.name), model.version)) {
+        for (((model, growth), shown), before) in models.iter().zip(&grown).zip(&shown).zip(before) {
+            if *shown != before
+                && let Some(known) = self.known.get_mut(&(Arc::clone(model.name), model.version))
+            {
                 known.shown = *shown;
             }
             if !shown {
@@ -109,8 +112,10 @@ impl Busiest {
         }
         let mut shown = vec![false; models.len()];
         // The busiest first; among equals those that are there, then the first by the order of the page.
+        let key = |index: usize| models.get(index).map(|model| (&**model.name, model.version));
         let order = |one: &(f64, bool, usize), other: &(f64, bool, usize)| {
-            other.0.total_cmp(&one.0).then(other.1.cmp(&one.1)).then(one.2.cmp(&other.2))
+            let busier = other.0.total_cmp(&one.0).then(other.1.cmp(&one.1));
+            busier.then_with(|| key(one.2).cmp(&key(other.2)))
         };
         if self.most > 0 {
             scores.select_nth_unstable_by(self.most - 1, order);

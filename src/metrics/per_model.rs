@@ -103,10 +103,12 @@ impl ModelSeries<'_> {
     }
 }
 
-/// Writes the families of `models`, those that are `shown` with series of their own and `rest` as what all others counted.
+/// Writes the families of `models`, in the order of their names, those that are `shown` with series of their own and `rest` as what all others counted.
 pub(super) fn render_models(page: &mut String, models: &[ModelSeries<'_>], shown: &[bool], rest: Option<Counts>) {
     let is_shown = |index: usize| shown.get(index).copied().unwrap_or(true);
-    let mut rows: Vec<_> = (0..).zip(models).filter(|(at, _)| is_shown(*at)).map(|(_, series)| series.row()).collect();
+    let mut ordered: Vec<_> = (0..).zip(models).filter(|(at, _)| is_shown(*at)).map(|(_, series)| series).collect();
+    ordered.sort_unstable_by_key(|series| (&**series.model, series.version));
+    let mut rows: Vec<_> = ordered.into_iter().map(ModelSeries::row).collect();
     if let Some(counts) = rest {
         rows.push(Row {
             model: Cow::Borrowed(OTHERS),

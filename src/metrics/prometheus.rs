@@ -347,15 +347,22 @@ impl ServerMetrics {
     #[must_use]
     pub fn render(&self, models: &[ModelSeries<'_>], detail: Detail, more: &[Sample]) -> String {
         self.handle.run_upkeep();
-        let mut page = String::with_capacity(16_384 + models.len().min(1024) * 1536);
-        match detail {
-            Detail::Each => render_models(&mut page, models, &[], None),
+        // What the families come to that are none of a model's, and those of one model.
+        let room = |models: usize| String::with_capacity(32_768 + models.min(1024) * 1280);
+        let mut page = match detail {
+            Detail::Each => {
+                let mut page = room(models.len());
+                render_models(&mut page, models, &[], None);
+                page
+            }
             Detail::Busiest => {
                 let candidates: Vec<_> = models.iter().map(ModelSeries::candidate).collect();
                 let (shown, rest) = self.busiest.lock().select(Instant::now(), &candidates);
+                let mut page = room(shown.iter().filter(|shown| **shown).count() + 1);
                 render_models(&mut page, models, &shown, rest);
+                page
             }
-        }
+        };
         render_samples(&mut page, more);
         page.push_str(&self.handle.render());
         page

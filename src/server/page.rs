@@ -1,5 +1,6 @@
 //! The page of metrics: what is not counted as it happens is set when somebody looks.
 
+use super::signals::held_up;
 use super::{InferenceServer, gpu_gauges};
 use crate::inference::DeviceId;
 use crate::metrics::defs;
@@ -47,9 +48,9 @@ impl InferenceServer {
             self.0.metrics.set_total(defs::TRACES, &[("outcome", outcome)], count);
         }
         #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
-        for book in self.0.models.books(&*self.0.monitor) {
-            let device = book.device.map_or_else(String::new, |device| device.to_string());
-            let labels = [("tier", book.tier.name().to_owned()), ("device", device)];
+        for (tier, device, book) in self.0.models.tallies() {
+            let device = device.map_or_else(String::new, |device| device.to_string());
+            let labels = [("tier", tier.name().to_owned()), ("device", device)];
             self.0.metrics.set_labelled(defs::TIER_LIMIT, &labels, book.limit as f64);
             self.0.metrics.set_labelled(defs::TIER_BOOKED, &labels, book.booked as f64);
             self.0.metrics.set_labelled(defs::TIER_MODELS, &labels, book.models as f64);
@@ -59,9 +60,15 @@ impl InferenceServer {
         }
         #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
         self.0.metrics.loads_waiting.set(self.0.models.loads_waiting() as f64);
-        let versions = match model {
-            None => self.resident_versions(),
-            Some(model) => self.versions_of(model),
+        let (versions, held_up) = match model {
+            None => {
+                // In no order: few of them have series, and only those are put in order.
+                let versions: Vec<_> =
+                    self.0.models.all_resident().iter().flat_map(|model| model.versions().to_vec()).collect();
+                let held_up = held_up(&versions);
+                (versions, held_up)
+            }
+            Some(model) => (self.versions_of(model), self.held_up()),
         };
         let series: Vec<_> = versions
             .iter()
@@ -74,6 +81,6 @@ impl InferenceServer {
                 cached: loaded.responses.is_some(),
             })
             .collect();
-        self.0.metrics.render(&series, detail, &self.signal_samples())
+        self.0.metrics.render(&series, detail, &self.signal_samples(held_up))
     }
 }

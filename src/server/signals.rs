@@ -1,10 +1,12 @@
 //! What autoscalers are told: read once a second, and put on the page of metrics.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::InferenceServer;
 use crate::device::disk::disk_space;
 use crate::inference::DeviceId;
+use crate::lifecycle::handle::LoadedVersion;
 use crate::metrics::defs;
 use crate::metrics::prometheus::{CHURNING, Sample};
 use crate::metrics::signal::{DeviceReading, Reading, Signals};
@@ -61,19 +63,13 @@ impl InferenceServer {
     }
 
     /// Requests that wait for an instance or a thread.
-    fn held_up(&self) -> usize {
-        let models = self.0.models.all_resident();
-        models
-            .iter()
-            .flat_map(|model| model.versions())
-            .filter_map(|version| version.queue())
-            .map(|queue| queue.held_up())
-            .sum()
+    pub(super) fn held_up(&self) -> usize {
+        self.0.models.all_resident().iter().map(|model| held_up(model.versions())).sum()
     }
 
-    /// The samples of the page, those of one family beside each other.
+    /// The samples of the page, those of one family beside each other; so many requests wait for their turn.
     #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
-    pub(super) fn signal_samples(&self) -> Vec<Sample> {
+    pub(super) fn signal_samples(&self, held_up: usize) -> Vec<Sample> {
         let now = Instant::now();
         let Signals { pressure, busy, hit_ratio } = self.signals();
         let (waiting, waited) = self.0.metrics.load_waits.read(now);
@@ -83,7 +79,7 @@ impl InferenceServer {
         let mut samples = vec![
             Sample::new(defs::SCALE_PRESSURE, [], pressure),
             Sample::new(defs::REQUESTS_WAITING, ["load".to_owned()], f64::from(waiting)),
-            Sample::new(defs::REQUESTS_WAITING, ["turn".to_owned()], self.held_up() as f64),
+            Sample::new(defs::REQUESTS_WAITING, ["turn".to_owned()], held_up as f64),
             Sample::new(defs::LOAD_WAITED, [], waited.as_secs_f64()),
             Sample::new(defs::QUEUED, [], Duration::from_nanos(queued).as_secs_f64()),
         ];
@@ -109,4 +105,9 @@ impl InferenceServer {
         }
         samples
     }
+}
+
+/// Requests that wait for an instance or a thread of these.
+pub(super) fn held_up(versions: &[Arc<LoadedVersion>]) -> usize {
+    versions.iter().filter_map(|version| version.queue()).map(|queue| queue.held_up()).sum()
 }

@@ -299,11 +299,10 @@ impl Book {
 
     pub(super) fn usage(&self) -> DiskUsage {
         let state = self.state.lock();
-        let bytes_of = |id: &EntryId| state.table.get(id).map_or(0, |entry| entry.weight.bytes);
         let reserved = state.table.iter().filter(|(_, entry)| entry.stage == Stage::Reserved);
         DiskUsage {
             reserved: reserved.map(|(_, entry)| entry.weight.bytes).sum(),
-            evictable: state.table.line(Instant::now(), &|_| false).iter().map(bytes_of).sum(),
+            evictable: state.table.evictable(Instant::now(), &|_| false),
             limit: state.table.limit(),
             booked: state.table.booked(),
             free: state.table.free(),

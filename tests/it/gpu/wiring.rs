@@ -51,3 +51,23 @@ alone! {
         });
     }
 }
+
+alone! {
+    on "device 1073741824\ndevice 536870912\nbackwards";
+    fn a_gpu_is_the_same_one_to_nvml_and_to_the_driver_whatever_their_orders() {
+        run(async {
+            let first = format!("instance_group [ {{ kind: KIND_GPU gpus: [ 0 ] }} ]\n{}", super::weighs(24, 1, 1));
+            let repository = crate::support::repository::Repository::empty().with("a", "gated", &first);
+            let server = TestServer::start_on_cuda(repository, |_| {}).await;
+            let limits: Vec<_> = server.books().iter().filter(|book| book.device.is_some()).map(|book| (book.device, book.limit)).collect();
+            let before = (count("used 0"), count("used 1"));
+            answers(&server, "a").await;
+            // NVML's first is the driver's second, which is the smaller one.
+            assert_eq!(server.row("a").device, Some(DeviceId::Gpu(0)));
+            assert!(count("used 1") >= before.1 + 24 * MIB && count("used 0") == before.0);
+            assert_eq!(limits[0].0, Some(DeviceId::Gpu(0)));
+            assert!(limits[0].1 < 512 * MIB && limits[1].1 > 512 * MIB, "each book is its device's: {limits:?}");
+            server.finish().await;
+        });
+    }
+}

@@ -22,9 +22,13 @@ const MOST_DEVICES: usize = 16;
 pub(crate) struct Usage(std::fs::File);
 
 impl Usage {
-    pub(crate) fn publish(&self, devices: &[Device]) {
-        let rows = devices.iter().take(MOST_DEVICES).flat_map(|device| [device.total, device.used, device.others]);
-        let numbers = std::iter::once(devices.len() as u64).chain(rows);
+    pub(crate) fn publish(&self, devices: &[Device], backwards: bool) {
+        let row = |device: &Device| [device.total, device.used, device.others];
+        let mut rows: Vec<_> = devices.iter().take(MOST_DEVICES).map(row).collect();
+        if backwards {
+            rows.reverse();
+        }
+        let numbers = std::iter::once(rows.len() as u64).chain(rows.into_iter().flatten());
         let bytes: Vec<u8> = numbers.flat_map(u64::to_ne_bytes).collect();
         // The double of NVML then answers with what was there before, and its test fails.
         let _failed = self.0.write_all_at(&bytes, 0);
@@ -65,6 +69,7 @@ impl World {
         match words.first().copied() {
             None => {}
             Some("device") => self.devices.push(Device { total: number(1)?, ..Device::default() }),
+            Some("backwards") => self.backwards = true,
             Some("others") => self.device(small(1)?)?.others = number(2)?,
             Some("lost") => self.device(small(1)?)?.broken = small(2)?,
             Some("version") => self.version = small(1)?,
@@ -124,6 +129,7 @@ unsafe fn words<'a>(text: *const c_char) -> Option<&'a str> {
 ///
 /// ```text
 /// device TOTAL             one more device, bytes
+/// backwards                NVML counts the devices from the last, and so do their identifiers
 /// others DEVICE BYTES      so much of it other processes take
 /// lost DEVICE CODE         from now on every call for it answers CODE; 0 heals it
 /// version NUMBER           what cuDriverGetVersion says: 13000

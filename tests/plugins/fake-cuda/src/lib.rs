@@ -117,7 +117,8 @@ driver! {
     cuDeviceGetUuid_v2, "cuDeviceGetUuid" => (uuid: *mut [u8; 16], device: c_int) |world| {
         world.device(device)?;
         let mut bytes = *b"\xfa\xcefake-cuda-gpu\0";
-        bytes[15] = device as u8;
+        let last = world.devices.len() as c_int - 1;
+        bytes[15] = if world.backwards { last - device } else { device } as u8;
         put(uuid, bytes)
     };
     cuDeviceTotalMem_v2, "cuDeviceTotalMem" => (bytes: *mut usize, device: c_int) |world| {

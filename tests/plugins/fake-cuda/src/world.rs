@@ -97,6 +97,8 @@ pub(crate) struct World {
     pub(crate) pinned: BTreeMap<usize, usize>,
     pub(crate) streams: HashMap<usize, Stream>,
     pub(crate) events: HashMap<usize, Event>,
+    /// Others count the devices from the last.
+    pub(crate) backwards: bool,
     /// Work is done when somebody waits for it, not when it is asked for.
     pub(crate) lazy: bool,
     /// Nanoseconds that a KiB takes to copy.
@@ -167,7 +169,7 @@ impl World {
     /// Tells the double of NVML.
     pub(crate) fn publish(&self) {
         if let Some(usage) = &self.usage {
-            usage.publish(&self.devices);
+            usage.publish(&self.devices, self.backwards);
         }
     }
 
