@@ -10,10 +10,10 @@ use crate::cache::cost_aware::CostAware;
 use crate::cache::disk::{DiskCache, DiskOptions};
 use crate::cache::eviction::{EvictionPolicy, Lru};
 use crate::cache::memory_pool::{MemoryPool, Name};
-use crate::config::amount::Amount;
+use crate::config::amount::{Amount, limit_of};
 use crate::config::metrics::CloudWatch;
 use crate::config::rate_limit::{RateLimit, RateLimitConfig, ResourcePlace};
-use crate::config::{CacheConfig, DeviceChoice, EvictionRule, ServerConfig};
+use crate::config::{CacheConfig, EvictionRule, ServerConfig};
 use crate::device::devices::Devices;
 use crate::device::monitor::DeviceMonitor;
 use crate::device::nvml::Nvml;
@@ -129,12 +129,7 @@ pub(super) fn open_pool(
 ) -> Result<MemoryPool> {
     let memory = monitor.memory(device)?;
     let free = memory.total.saturating_sub(memory.used);
-    let is_it = |choice: DeviceChoice| match choice {
-        DeviceChoice::Auto => false,
-        DeviceChoice::Cpu => device == DeviceId::Cpu,
-        DeviceChoice::Gpu(index) => device == DeviceId::Gpu(index),
-    };
-    let given = config.memory_limits.iter().find(|limit| is_it(limit.device)).map(|limit| limit.amount);
+    let given = limit_of(&config.memory_limits, device);
     // Answers that are kept lie beside the models, and so do models that sleep.
     let others = if device == DeviceId::Cpu { config.response_bytes.saturating_add(asleep) } else { 0 };
     let limit = given.unwrap_or(Amount::Fraction(0.9)).of(free.saturating_sub(others));

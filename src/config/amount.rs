@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::DeviceChoice;
 use crate::error::{Error, Result};
+use crate::inference::DeviceId;
 
 /// Bytes, or a part of what there is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -81,11 +82,20 @@ impl FromStr for Amount {
     }
 }
 
+/// Whose memory is limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limited {
+    /// `cpu` or `gpu:N`.
+    One(DeviceId),
+    /// `gpu`: each GPU that has no limit of its own.
+    EveryGpu,
+}
+
 /// One word of `--memory-limit`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MemoryLimit {
-    /// `cpu` or `gpu:N`.
-    pub device: DeviceChoice,
+    /// Whose memory it is.
+    pub device: Limited,
     /// Of what is free at start, where it is a fraction.
     pub amount: Amount,
 }
@@ -97,12 +107,25 @@ impl FromStr for MemoryLimit {
         let (device, amount) = text.split_once('=').ok_or_else(|| {
             Error::invalid(format!("'{text}' is no limit: write DEVICE=SIZE, for example cpu=16GiB or gpu:0=0.8"))
         })?;
-        let device = device.trim().parse()?;
-        if device == DeviceChoice::Auto {
-            return Err(Error::invalid(format!("'{text}': name the device, cpu or gpu:N")));
-        }
+        let device = match (device.trim(), device.trim().parse()) {
+            ("gpu", _) => Limited::EveryGpu,
+            (_, Ok(DeviceChoice::Cpu)) => Limited::One(DeviceId::Cpu),
+            (_, Ok(DeviceChoice::Gpu(index))) => Limited::One(DeviceId::Gpu(index)),
+            (_, Ok(DeviceChoice::Auto)) => {
+                return Err(Error::invalid(format!("'{text}': name the device, cpu, gpu:N, or gpu for all of them")));
+            }
+            (_, Err(error)) => return Err(error),
+        };
         Ok(Self { device, amount: amount.parse()? })
     }
+}
+
+/// What is said of a device: what names it, before what names every GPU.
+#[must_use]
+pub fn limit_of(limits: &[MemoryLimit], device: DeviceId) -> Option<Amount> {
+    let of = |limited| limits.iter().find(|limit| limit.device == limited).map(|limit| limit.amount);
+    let of_every_gpu = || if device == DeviceId::Cpu { None } else { of(Limited::EveryGpu) };
+    of(Limited::One(device)).or_else(of_every_gpu)
 }
 
 /// The size of the response cache, in bytes; 0 for none.
@@ -170,7 +193,15 @@ mod tests {
     #[test]
     fn a_limit_names_its_device() {
         let limit = "gpu:1=10GiB".parse::<MemoryLimit>().unwrap();
-        assert_eq!(limit, MemoryLimit { device: DeviceChoice::Gpu(1), amount: Amount::Bytes(10 << 30) });
+        assert_eq!(limit, MemoryLimit { device: Limited::One(DeviceId::Gpu(1)), amount: Amount::Bytes(10 << 30) });
+        let of = |text: &str, device| {
+            let limits: Vec<MemoryLimit> = text.split(',').map(|word| word.parse().unwrap()).collect();
+            limit_of(&limits, device)
+        };
+        let both = "gpu=0.5,gpu:1=1000,cpu=7GiB";
+        assert_eq!(of(both, DeviceId::Gpu(0)), Some(Amount::Fraction(0.5)));
+        assert_eq!(of(both, DeviceId::Gpu(1)), Some(Amount::Bytes(1000)), "what names it counts");
+        assert_eq!((of(both, DeviceId::Cpu), of("gpu=0.5", DeviceId::Cpu)), (Some(Amount::Bytes(7 << 30)), None));
         for text in ["cpu", "auto=1GiB", "cpu=much", "=1", "tpu=1GiB"] {
             assert!(text.parse::<MemoryLimit>().is_err(), "{text}");
         }

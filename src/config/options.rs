@@ -91,7 +91,8 @@ pub struct ServeOptions {
     #[arg(long, value_name = "SIZE", env = "ROUNDHOUSE_CACHE_CAPACITY", help_heading = "Cache and memory")]
     pub cache_capacity: Option<Amount>,
 
-    /// How much of a device's memory models may take, as DEVICE=SIZE: cpu=16GiB, gpu:0=0.8 (of what is free at start).
+    /// How much of a device's memory models may take, as DEVICE=SIZE: cpu=16GiB, gpu:0=0.8 (of what is free at start),
+    /// gpu=0.8 for each GPU that is not named.
     /// [default: 0.9 of what is free at start]
     #[arg(
         long,

@@ -8,6 +8,8 @@ use super::message::{Message, Value};
 pub struct Optimization {
     /// `execution_accelerators.gpu_execution_accelerator`, in order: what computes on GPUs.
     pub gpu_accelerators: Vec<Accelerator>,
+    /// `graph.level`: how far the runtime rewrites a graph, in Triton's numbers for ONNX Runtime; 0 for as far as it can.
+    pub graph_level: i64,
 }
 
 /// One accelerator, by the runtime's name for it.
@@ -22,7 +24,8 @@ pub struct Accelerator {
 /// Reads `optimization` out of a configuration.
 pub(super) fn read(config: &Message) -> Result<Optimization, ConfigError> {
     let Some(optimization) = config.message("optimization") else { return Ok(Optimization::default()) };
-    let mut read = Optimization::default();
+    let graph_level = optimization.message("graph").map_or(0, |graph| graph.int("level"));
+    let mut read = Optimization { graph_level, ..Optimization::default() };
     let Some(accelerators) = optimization.message("execution_accelerators") else { return Ok(read) };
     for (accelerator, position) in accelerators.messages("gpu_execution_accelerator") {
         let name = accelerator.text("name").to_owned();
@@ -50,6 +53,16 @@ pub(super) fn read(config: &Message) -> Result<Optimization, ConfigError> {
 #[cfg(test)]
 mod tests {
     use crate::model_config::{UnknownFields, parse};
+
+    #[test]
+    fn the_level_of_rewriting_is_read() {
+        for (text, level) in
+            [("", 0), ("optimization { graph { level: -1 } }", -1), ("optimization { graph { level: 2 } }", 2)]
+        {
+            let parsed = parse(text, UnknownFields::Deny).unwrap();
+            assert_eq!((parsed.config.optimization.graph_level, parsed.warnings), (level, vec![]));
+        }
+    }
 
     #[test]
     fn accelerators_are_read_as_triton_writes_them() {

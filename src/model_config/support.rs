@@ -57,7 +57,6 @@ const RULES: &[Rule] = &[
     rule("sequence_batching.state.use_growable_memory", Ignored, "a state is as large as the model makes it"),
     rule("runtime", Ignored, "the server chooses the runtime library itself"),
     rule("input.format", Ignored, "the dims alone describe the tensor"),
-    rule("optimization.graph", Ignored, "the runtime's own level of optimization is used"),
     rule("optimization.priority", Ignored, "the shares of a device are the rate_limiter's"),
     rule(
         "optimization.cuda.graphs",

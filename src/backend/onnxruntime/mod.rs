@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use ort::environment::{Environment, GlobalThreadPoolOptions};
+use ort::session::builder::GraphOptimizationLevel;
 
 use super::placement::{GpuShare, Placement};
 use super::{Backend, Model, ModelFiles};
@@ -179,6 +180,7 @@ impl Backend for OnnxRuntime {
             file: &file,
             version: files.version,
             threads: threads.flatten(),
+            level: level(config.optimization.graph_level),
             derived: files.derived.as_deref(),
             gpu: None,
         };
@@ -189,6 +191,16 @@ impl Backend for OnnxRuntime {
                 "the onnxruntime backend cannot run on {device}, whose memory the server does not hand out"
             ))),
         }
+    }
+}
+
+/// How far a graph is rewritten, by the number that Triton's backend of the same name takes (its `onnxruntime.cc`); others are 0.
+const fn level(number: i64) -> GraphOptimizationLevel {
+    match number {
+        -1 => GraphOptimizationLevel::Level1,
+        1 => GraphOptimizationLevel::Level2,
+        2 => GraphOptimizationLevel::Disable,
+        _ => GraphOptimizationLevel::All,
     }
 }
 

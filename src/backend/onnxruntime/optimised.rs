@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ort::session::Session;
+use ort::session::builder::GraphOptimizationLevel;
 use sha2::{Digest, Sha256};
 
 use super::external::Contents;
@@ -63,6 +64,10 @@ impl Drop for Draft {
 impl OptimisedCopy {
     /// The copy of a model in `folder`, whether or not there is one yet; `None` where there should be none.
     pub(super) fn of(folder: &Path, source: &Source<'_>, contents: Contents) -> Option<Self> {
+        // With less rewriting there is less to save, and a copy's name does not tell how it was made.
+        if source.level != GraphOptimizationLevel::All {
+            return None;
+        }
         let model_bytes = source.file.metadata().ok()?.len();
         if !is_worth_trying(contents, model_bytes) {
             return None;

@@ -201,7 +201,7 @@ mod tests {
         let gpu_accelerators = accelerators.iter().map(accelerator).collect();
         let engines = Some(Path::new("/cache/m/tensorrt"));
         let target = Target { ordinal: 3, stream: 0x5000, engines, has_tensorrt };
-        choose(&Optimization { gpu_accelerators }, &target)
+        choose(&Optimization { gpu_accelerators, graph_level: 0 }, &target)
     }
 
     fn value<'a>(options: &'a Options, name: &str) -> Option<&'a str> {

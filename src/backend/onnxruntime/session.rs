@@ -30,6 +30,8 @@ pub(super) struct Source<'a> {
     pub(super) version: Version,
     /// With a number the model has a thread pool of its own, of that many.
     pub(super) threads: Option<NonZeroUsize>,
+    /// How far the graph is rewritten.
+    pub(super) level: GraphOptimizationLevel,
     /// Where what is made of the model may be kept.
     pub(super) derived: Option<&'a Path>,
     /// What computes it where that is not the CPU alone, in memory that is handed out by us.
@@ -59,6 +61,7 @@ impl Source<'_> {
     pub(super) fn commit(&self, rewriting: Rewriting<'_>) -> ort::Result<Session> {
         // Patterns plan memory for the largest shape seen and keep it: off halves what a session holds on to.
         let mut builder = Session::builder(self.environment)?.with_memory_pattern(false)?;
+        builder = builder.with_optimization_level(self.level)?;
         if let Some(threads) = self.threads {
             builder = builder
                 .with_independent_thread_pool()?

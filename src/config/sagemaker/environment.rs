@@ -9,6 +9,7 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Command, FromArgMatches};
 
 use super::{InferenceType, Ping, Remarks, SINGLE_MODEL, SageMakerMode, words};
+use crate::config::amount::{Amount, Limited, MemoryLimit};
 use crate::config::{Port, ServeOptions, ServerConfig};
 use crate::error::{Error, Result};
 
@@ -144,7 +145,6 @@ impl Platform {
             return Ok(ServeOptions::default());
         }
         self.remark_what_has_no_effect(mode, remarks);
-        self.remark_what_is_not_offered(remarks)?;
         let ping_mode = if self.get(OVERRIDE_PING_MODE).is_some() { OVERRIDE_PING_MODE } else { PING_MODE };
         let inference_types = [
             ("infer", InferenceType::Infer),
@@ -163,6 +163,7 @@ impl Platform {
             grpc_port: self.grpc_port(remarks)?.map(Port::At),
             io_threads: self.read(THREAD_COUNT, "a number from 1", |value| value.parse::<NonZeroUsize>().ok())?,
             log: self.log_level()?.map(str::to_owned),
+            memory_limit: self.gpu_limit()?,
             ..ServeOptions::default()
         };
         Ok(self.additional_args()?.or(named))
@@ -291,12 +292,11 @@ impl Platform {
         }
     }
 
-    fn remark_what_is_not_offered(&self, remarks: &mut Remarks) -> Result<()> {
+    /// How much of each GPU models may take. Triton looks at it after a load; here it is the book's limit.
+    fn gpu_limit(&self) -> Result<Option<Vec<MemoryLimit>>> {
         let fraction = |value: &str| value.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part));
-        if self.read(MODEL_LOAD_GPU_LIMIT, "a fraction from 0 to 1", fraction)?.is_some() {
-            remarks.warnings.push(format!("{MODEL_LOAD_GPU_LIMIT} has no effect: no GPU is used yet"));
-        }
-        Ok(())
+        let limit = self.read(MODEL_LOAD_GPU_LIMIT, "a fraction from 0 to 1", fraction)?;
+        Ok(limit.map(|part| vec![MemoryLimit { device: Limited::EveryGpu, amount: Amount::Fraction(part) }]))
     }
 
     /// One note about the variables of these names, if any of them is set.

@@ -1,8 +1,9 @@
 //! Models that have to leave a GPU sleep, and wake as they were.
 
 use roundhouse::backend::gated::Step;
-use roundhouse::config::amount::{Amount, MemoryLimit};
-use roundhouse::config::{DeviceChoice, ServerConfig};
+use roundhouse::config::ServerConfig;
+use roundhouse::config::amount::{Amount, Limited, MemoryLimit};
+use roundhouse::inference::DeviceId;
 use roundhouse::lifecycle::residency::{Tier, TierBook};
 
 use super::{answers, ask, models, run};
@@ -15,7 +16,7 @@ use crate::support::server::TestServer;
 pub(super) fn room(device: u64, host: u64) -> impl FnOnce(&mut ServerConfig) {
     move |config| {
         let amount = Amount::Bytes(device * MIB);
-        config.cache.memory_limits = vec![MemoryLimit { device: DeviceChoice::Gpu(0), amount }];
+        config.cache.memory_limits = vec![MemoryLimit { device: Limited::One(DeviceId::Gpu(0)), amount }];
         config.cache.host_limit = Amount::Bytes(host * MIB);
         config.retain = true;
     }

@@ -10,8 +10,8 @@ use roundhouse::backend::gated::{Counts, Gated};
 use roundhouse::backend::identity::Identity;
 use roundhouse::backend::registry::BackendRegistry;
 use roundhouse::backend::weights::Weights;
-use roundhouse::config::amount::{Amount, MemoryLimit};
-use roundhouse::config::{DeviceChoice, EvictionRule, Port, ServeOptions, ServerConfig};
+use roundhouse::config::amount::{Amount, Limited, MemoryLimit};
+use roundhouse::config::{EvictionRule, Port, ServeOptions, ServerConfig};
 use roundhouse::device::devices::Devices;
 use roundhouse::device::monitor::{DeviceMemory, DeviceMonitor};
 use roundhouse::error::Result;
@@ -129,9 +129,9 @@ impl TestServer {
         kib: u64,
         change: impl FnOnce(&mut ServerConfig),
     ) -> Self {
-        let choices = (0..gpus).map(DeviceChoice::Gpu).chain([DeviceChoice::Cpu]);
+        let devices = (0..gpus).map(DeviceId::Gpu).chain([DeviceId::Cpu]);
         let amount = Amount::Bytes(kib << 10);
-        let limits = choices.map(|device| MemoryLimit { device, amount }).collect();
+        let limits = devices.map(|device| MemoryLimit { device: Limited::One(device), amount }).collect();
         let equip = move |machine: &mut Machine| machine.gpus = Ok((0..gpus).collect());
         let server = Self::start_on(repository, Gated::default(), equip, |config| {
             config.cache.memory_limits = limits;

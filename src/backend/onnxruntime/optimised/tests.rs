@@ -30,6 +30,11 @@ impl Place {
     }
 
     fn load(&self, keeps: bool) -> crate::error::Result<Box<dyn Model>> {
+        self.load_at(keeps, 0)
+    }
+
+    /// With the graph rewritten as far as a level says.
+    fn load_at(&self, keeps: bool, level: i64) -> crate::error::Result<Box<dyn Model>> {
         let root = self.0.path();
         let files = ModelFiles {
             directory: root.to_owned(),
@@ -38,13 +43,23 @@ impl Place {
             model_file: None,
             derived: keeps.then(|| root.join("derived")),
         };
-        backend().load(&files, &ModelConfig::minimal("test", NAME), &Placement::of(DeviceId::Cpu))
+        let mut config = ModelConfig::minimal("test", NAME);
+        config.optimization.graph_level = level;
+        backend().load(&files, &config, &Placement::of(DeviceId::Cpu))
     }
 
     fn copy_to_be(&self, work: impl FnOnce(&OptimisedCopy, &Source<'_>)) {
         let (file, folder) = (self.0.path().join("model.onnx"), self.0.path().join("derived"));
         let environment = backend().environment;
-        let source = Source { environment, file: &file, version: 1, threads: None, derived: None, gpu: None };
+        let source = Source {
+            environment,
+            file: &file,
+            version: 1,
+            threads: None,
+            level: GraphOptimizationLevel::All,
+            derived: None,
+            gpu: None,
+        };
         work(&OptimisedCopy::at(&folder, &source, file.metadata().unwrap().len()).unwrap(), &source);
     }
 
@@ -97,6 +112,29 @@ fn a_copy_is_worth_it_where_the_graph_takes_the_time() {
     assert!(is_worth_keeping(ms(60), 2 * MIB, 3 * MIB));
     assert!(!is_worth_keeping(ms(9), 2 * MIB, 2 * MIB), "quick enough");
     assert!(!is_worth_keeping(ms(60), 2 * MIB, 6 * MIB), "too large a copy");
+}
+
+#[test]
+fn a_graph_that_is_rewritten_less_answers_the_same_and_leaves_no_copy() {
+    let place = Place::of(many_operators(300));
+    let whole = place.load(false).unwrap();
+    let inputs = inputs(&*whole);
+    let expected = run(&*whole, &inputs, &[0]).unwrap().outputs;
+    for level in [-1, 1, 2] {
+        let less = place.load_at(true, level).unwrap();
+        assert_eq!(run(&*less, &inputs, &[0]).unwrap().outputs[0].tensor, expected[0].tensor, "level {level}");
+        assert_eq!(place.made(), Vec::<String>::new());
+    }
+    assert_eq!(
+        [-1, 0, 1, 2, 7].map(super::super::level),
+        [
+            GraphOptimizationLevel::Level1,
+            GraphOptimizationLevel::All,
+            GraphOptimizationLevel::Level2,
+            GraphOptimizationLevel::Disable,
+            GraphOptimizationLevel::All,
+        ]
+    );
 }
 
 #[test]

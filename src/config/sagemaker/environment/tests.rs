@@ -106,6 +106,14 @@ fn a_wrong_value_is_refused_with_the_variable_and_what_it_may_be() {
 }
 
 #[test]
+fn a_part_of_each_gpu_is_the_limit_of_its_book() {
+    let limits = options(&[(MODEL_LOAD_GPU_LIMIT, "0.8")]).unwrap().memory_limit;
+    assert_eq!(limits, Some(vec!["gpu=0.8".parse().unwrap()]));
+    let flags = [(MODEL_LOAD_GPU_LIMIT, "0.8"), (ADDITIONAL_ARGS, "--memory-limit gpu:0=1GiB")];
+    assert_eq!(options(&flags).unwrap().memory_limit, Some(vec!["gpu:0=1GiB".parse().unwrap()]), "flags win");
+}
+
+#[test]
 fn flags_in_a_variable_are_ours_alone() {
     let several = options(&[
         (ADDITIONAL_ARGS, "--log 'warn,roundhouse=debug' --http-port=8000 --load-model a --load-model b,c"),
@@ -142,7 +150,6 @@ fn what_has_no_effect_is_told() {
     }
     for (name, value, part) in [
         (GRPC_PORT, "8011", "opens no port"),
-        (MODEL_LOAD_GPU_LIMIT, "0.8", "no GPU"),
         (METRICS_PORT, "23000", ALLOW_METRICS),
         ("SAGEMAKER_TRITON_MODLE", "x", "unknown"),
     ] {
