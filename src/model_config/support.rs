@@ -190,6 +190,7 @@ mod tests {
         "parameters",
         "model_warmup",
         "optimization.execution_accelerators.gpu_execution_accelerator",
+        "optimization.graph",
         "response_cache.enable",
     ];
 
@@ -261,7 +262,6 @@ mod tests {
     fn what_costs_no_answer_is_warned_about_by_name() {
         let cases = [
             ("metric_tags { key: 'a' value: 'b' }", "metric_tags"),
-            ("optimization { graph { level: 1 } }", "optimization.graph"),
             ("optimization { input_pinned_memory { enable: false } }", "optimization.input_pinned_memory.enable"),
             ("optimization { priority: PRIORITY_MAX }", "optimization.priority"),
             ("instance_group { host_policy: 'a' }", "instance_group.host_policy"),
