@@ -196,6 +196,10 @@ fn pip_error(python: &OsStr, package: &Package, folder: &Path, said: &str) -> Er
     let mend = if said.contains("DO NOT MATCH THE HASHES") {
         "the package index serves another file than the pinned one: see `pip config list` for which index that is"
             .to_owned()
+    } else if said.contains("CERTIFICATE_VERIFY_FAILED") {
+        "this machine does not trust who answers for the package index, a proxy most often: add its certificate to the \
+         system's (Debian: /usr/local/share/ca-certificates and update-ca-certificates), or name the file in PIP_CERT"
+            .to_owned()
     } else if said.contains("No space left on device") {
         format!("free {} MB there, or choose another folder with --dir", package.peak_megabytes())
     } else {

@@ -172,6 +172,7 @@ fn an_error_names_the_mend() {
             "another file than the pinned one",
         ),
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "free 1 MB"),
+        ("Could not fetch URL: [SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate", "in PIP_CERT"),
         ("ERROR: Could not find a version that satisfies the requirement", "reaches the package index"),
         ("", "reaches the package index"),
     ];
