@@ -4,6 +4,7 @@ mod backends;
 mod gpus;
 mod parts;
 mod security;
+mod start;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -20,11 +21,12 @@ use self::backends::backends;
 use self::gpus::Gpus;
 use self::parts::{LoadingRuntime, disk_opener, open_devices, open_pool, open_repository, reporter, resources};
 use self::security::Security;
+use self::start::{neighbours, start_models};
 use crate::artifact::start_write_back;
 use crate::backend::registry::{BackendRegistry, Entry};
 use crate::cache::response::ResponseCache;
 use crate::config::security::TlsPort;
-use crate::config::{ModelControl, ServerConfig, UnknownConfigFields};
+use crate::config::{ServerConfig, UnknownConfigFields};
 use crate::device::allocator::fix_thresholds;
 use crate::device::cuda::driver::Driver;
 use crate::device::cuda::gpu::Cuda;
@@ -35,6 +37,7 @@ use crate::frontend::kserve_grpc::{GrpcService, is_grpc};
 use crate::frontend::kserve_http::Kserve;
 use crate::frontend::listener::{self, Serving, Wire};
 use crate::frontend::metrics_http;
+use crate::frontend::picker::neighbours::Neighbours;
 use crate::frontend::sagemaker::keys::Keys;
 use crate::frontend::sagemaker::{SageMaker, is_endpoint};
 use crate::frontend::watch::watch;
@@ -62,6 +65,8 @@ pub struct App {
     /// Who may use the runtime API.
     keys: Option<Keys>,
     security: Security,
+    /// Who is asked what to bring before the server is ready.
+    neighbours: Option<Neighbours>,
     /// Dropped last: queues hand their work to these threads.
     executors: Vec<Executor>,
     loading: LoadingRuntime,
@@ -185,6 +190,7 @@ impl App {
         fix_thresholds();
         let loading = LoadingRuntime::start(&config)?;
         let security = Security::open(&config.security)?;
+        let neighbours = neighbours(&config.warm)?;
         let keys = config.sagemaker.endpoint.keys.as_deref().map(Keys::open).transpose()?;
         let below = config.model_repository.as_ref().map(|uri| open_repository(uri, &config, &loading.handle));
         let registered = Registered::over(below.transpose()?);
@@ -266,7 +272,7 @@ impl App {
         let shared_memory = SharedMemory::new(config.allow_client_shm);
         let directory = config.cache.directory.clone();
         let server = InferenceServer::new(models, metrics, monitor, shared_memory, tracer.clone(), directory);
-        Ok(Self { config, server, registered, keys, security, executors, loading, tracer, traces })
+        Ok(Self { config, server, registered, keys, security, neighbours, executors, loading, tracer, traces })
     }
 
     /// The server inside.
@@ -280,7 +286,8 @@ impl App {
     /// # Errors
     /// `Internal` if the port file cannot be written.
     pub async fn run(self, listeners: Listeners, shutdown: CancellationToken) -> Result<()> {
-        let Self { config, server, registered, keys, mut security, executors, loading, tracer, traces } = self;
+        let Self { config, server, registered, keys, mut security, neighbours, executors, loading, tracer, traces } =
+            self;
         let writing = tokio::spawn(traces.run());
         // Before the first request comes: what nobody wants is not observed.
         let reporter = reporter(&config, &server, &loading.handle);
@@ -362,7 +369,8 @@ impl App {
             let (server, stop) = (server.clone(), stop_reports.clone());
             tokio::spawn(reporter.run(move || server.observe_levels(), stop))
         });
-        let starting = tokio::spawn(start_models(server.clone(), config.clone()));
+        let neighbours = neighbours.map(|asked| Neighbours { port: addresses.http.map(|own| own.port()), ..asked });
+        let starting = tokio::spawn(start_models(server.clone(), config.clone(), neighbours));
         shutdown.cancelled().await;
         server.set_draining();
         starting.abort();
@@ -408,39 +416,6 @@ impl App {
         }
         tracing::info!("stopped");
         Ok(())
-    }
-}
-
-/// Loads what is asked for at start. A model that fails does not keep the server from starting.
-async fn start_models(server: InferenceServer, config: ServerConfig) {
-    let mut names = config.load_model.clone();
-    if config.model_control == ModelControl::All || names.iter().any(|name| name == "*") {
-        names.retain(|name| name != "*");
-        match server.repository_index().await {
-            Ok(index) => names.extend(index.into_iter().map(|entry| entry.name)),
-            Err(error) => tracing::error!(error = %error.report(), "cannot list the model repository"),
-        }
-    }
-    names.sort_unstable();
-    names.dedup();
-    let loads = names.into_iter().map(|name| {
-        let server = server.clone();
-        // The load says itself how it ended.
-        async move { drop(server.load_model(&name, None).await) }
-    });
-    let server = &server;
-    let pins = config.pin_model.iter().map(|name| async move {
-        if let Err(error) = server.pin_model(name).await {
-            tracing::error!(model = %name, error = %error.report(), "--pin-model cannot be loaded");
-        }
-    });
-    futures_util::future::join(futures_util::future::join_all(loads), futures_util::future::join_all(pins)).await;
-    server.set_started();
-    tracing::info!("ready");
-    for name in &config.prefetch_model {
-        if let Err(error) = server.prefetch_model(name).await {
-            tracing::warn!(model = %name, error = %error.report(), "--prefetch-model cannot be fetched");
-        }
     }
 }
 

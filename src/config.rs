@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub mod address;
 pub mod amount;
 mod folders;
 pub mod grpc;
@@ -18,6 +19,7 @@ pub mod rate_limit;
 pub mod sagemaker;
 pub mod security;
 pub mod trace;
+pub mod warm;
 
 use self::amount::{Amount, CacheBytes, MemoryLimit};
 use self::folders::default_cache_dir;
@@ -30,6 +32,7 @@ use self::sagemaker::environment::Platform;
 use self::sagemaker::{Remarks, SageMakerConfig, SageMakerMode, single_model};
 use self::security::SecurityConfig;
 use self::trace::TraceConfig;
+use self::warm::WarmConfig;
 use crate::error::{Error, Result};
 
 /// Who makes room.
@@ -256,6 +259,8 @@ pub struct ServerConfig {
     pub pin_model: Vec<String>,
     /// Models to bring near after the start.
     pub prefetch_model: Vec<String>,
+    /// What to bring near before that, by the word of others.
+    pub warm: WarmConfig,
     /// What is kept where, and who leaves.
     pub cache: CacheConfig,
     /// How models are fetched.
@@ -358,7 +363,7 @@ impl ServeOptions {
         }
         or! {
             model_repository, model_control, load_model, unknown_config_fields, load_concurrency, max_copies, load_retry_ms,
-            repository_poll_s, retain, pin_model, prefetch_model, cache_dir, cache_capacity, memory_limit, host_memory_limit, eviction,
+            repository_poll_s, retain, pin_model, prefetch_model, warm_from, warm_models, warm_limit_s, warm_token_file, cache_dir, cache_capacity, memory_limit, host_memory_limit, eviction,
             eviction_policy, min_residency_ms, room_wait_ms, response_cache_bytes, fetch_concurrency, fetch_parts, fetch_timeout_ms,
             s3_anonymous, s3_region, s3_endpoint, s3_path_style, address, http_port, grpc_port, grpc_max_message_bytes, grpc_max_concurrent_streams,
             grpc_keepalive_time_ms, grpc_keepalive_timeout_ms, grpc_infer_response_compression_level, metrics_port, metrics_models, cloudwatch, cloudwatch_namespace, cloudwatch_variant, cloudwatch_period_s, cloudwatch_region, cloudwatch_endpoint, sagemaker_port,
@@ -380,6 +385,7 @@ impl ServeOptions {
         let body_bytes = self.max_body_bytes.unwrap_or(1 << 30);
         let rate_limit = RateLimitConfig::of(&self);
         let metrics = MetricsConfig::of(&mut self)?;
+        let warm = WarmConfig::of(&mut self)?;
         let grpc = GrpcConfig::of(&self, port(None, 8001), body_bytes);
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let timeout_ms = self.request_timeout_ms.unwrap_or(60_000);
@@ -408,6 +414,7 @@ impl ServeOptions {
             retain: self.retain.unwrap_or(true),
             pin_model: self.pin_model.unwrap_or_default(),
             prefetch_model: self.prefetch_model.unwrap_or_default(),
+            warm,
             cache: CacheConfig {
                 directory: match self.cache_dir {
                     Some(directory) => directory,

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Three instances behind a proxy, and what it costs to be watched.
 
-usage: fleet.py [haproxy] [envoy] [picker] [page] [--secs N] [--quick] [--roundhouse PATH] [--out run.jsonl]
+usage: fleet.py [haproxy] [envoy] [picker] [hot] [page] [--secs N] [--quick] [--roundhouse PATH] [--out run.jsonl]
 
 haproxy   300 models asked for by Zipf's law (1.0), three instances with memory for a tenth of them each: the part of the
 envoy     requests whose model was not in memory, and p50 and p99, behind the hash of docker/ and behind the same proxy
           with round robin; every answer is checked
 picker    the same behind Envoy, and with `roundhouse picker` besides
+hot       a model that is asked for by twelve connections and answers one of them at a time, behind Envoy with the picker: how
+          long it takes until a second instance has it, in times of its load
 page      the page of metrics with 1,000 models in memory: its size, how long it takes, and the processor that a scrape
           a second takes
 
@@ -30,7 +32,7 @@ from harness import Died
 sys.path.append(os.path.join(harness.ROOT, "tests", "python"))
 import proxies  # noqa: E402
 
-PARTS = ("haproxy", "envoy", "picker", "page")
+PARTS = ("haproxy", "envoy", "picker", "hot", "page")
 
 
 def share(sorted_values, part):
@@ -196,6 +198,78 @@ def envoy(options, folder):
 
 def picker(options, folder):
     yield from behind(proxies.Envoy, options, folder, ("round robin", "hash", "picker"))
+
+
+# ---- A hot model -----------------------------------------------------------------------------------------------------
+
+# A run of 40 ms, one at a time, and 25 of them before it is ready: a load of a second.
+HOT = """backend: "identity"
+input [ { name: "INPUT0" data_type: TYPE_FP32 dims: [ -1, -1 ] } ]
+output [ { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ -1, -1 ] } ]
+instance_group [ { count: 1 } ]
+parameters { key: "execute_delay_ms" value { string_value: "40" } }
+model_warmup { name: "slow" batch_size: 1 count: 25
+  inputs { key: "INPUT0" value { data_type: TYPE_FP32 dims: [ 1, 2 ] zero_data: true } } }
+"""
+
+
+def second_copy(port, servers, name, connections):
+    """Seconds from the first of many requests until a second instance has the model, those of a load, and what failed."""
+    path, client, stop, failed = f"/v2/models/{name}/infer", Client(port), threading.Event(), []
+
+    def ask():
+        mine = Client(port)
+        while not stop.is_set():
+            try:
+                status, _ = mine.call("POST", path, IDENTITY)
+            except (Died, OSError) as why:
+                status = str(why)
+                mine.close()
+            if status != 200:
+                failed.append(status)
+        mine.close()
+
+    def holders():
+        return sum(any(row["name"] == name and row["tier"] == "device" for row in residency(server.port)[0]) for server in servers)
+
+    infer(client, name, IDENTITY)
+    load = next(int(line.split(b":")[1]) for line in client.head.lower().split(b"\r\n") if line.startswith(b"x-load-ms"))
+    client.close()
+    crowd = [threading.Thread(target=ask, daemon=True) for _ in range(connections)]
+    begin = time.perf_counter()
+    for one in crowd:
+        one.start()
+    while holders() < 2 and time.perf_counter() - begin < 60:
+        time.sleep(0.01)
+    took = time.perf_counter() - begin
+    stop.set()
+    for one in crowd:
+        one.join()
+    return took, load / 1e3, failed
+
+
+def hot(options, folder):
+    rounds, connections = (1 if options.quick else 5), 12
+    repository = os.path.join(folder, "models")
+    for number in range(rounds):
+        harness.write(f"{repository}/hot{number}/config.pbtxt", HOT)
+        os.makedirs(f"{repository}/hot{number}/1")
+    servers = [server_of(options, repository, folder) for _ in range(3)]
+    try:
+        for server in servers:
+            server.start()
+        with proxy_of(proxies.Envoy, "picker", options)([server.port for server in servers], tempfile.mkdtemp(dir=folder)) as proxy:
+            found = [second_copy(proxy.port, servers, f"hot{number}", connections) for number in range(rounds)]
+    except proxies.Missing as missing:
+        raise Died(str(missing)) from None
+    finally:
+        for server in servers:
+            server.stop()
+    times = sorted(took / load for took, load, _ in found)
+    yield "connections, a run, a load, s", f"{connections}, 0.04, {max(load for _, load, _ in found):.2f}", None, None
+    yield "a second copy after, in load times: median", share(times, 0.5), None, None
+    yield "the longest", times[-1], 2, "<="
+    yield "failed", sum(len(failed) for _, _, failed in found), 0, "<="
 
 
 # ---- The page --------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -12,10 +12,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::app;
 use crate::config::LogFormat;
+use crate::config::address::host_and_port;
 use crate::config::security::TlsFiles;
 use crate::error::{Error, Result};
 use crate::frontend::listener::tls::Tls;
 use crate::frontend::listener::{self, Http2Options, Serving};
+use crate::frontend::picker::token::bearer;
 use crate::frontend::picker::{Picker, WatchOptions};
 use crate::frontend::watch::{Watched, watch};
 use crate::picker::fleet::FleetOptions;
@@ -78,23 +80,13 @@ pub struct PickerArgs {
     log_format: LogFormat,
 }
 
-fn host_and_port(text: &str) -> Result<String, String> {
-    let wrong = || "expected HOST:PORT, such as roundhouse-1:8000".to_owned();
-    let (host, port) = text.trim().rsplit_once(':').ok_or_else(wrong)?;
-    let is_host = !host.is_empty() && !host.contains(['/', '@', ' ']);
-    match port.parse::<u16>() {
-        Ok(1..) if is_host => Ok(text.trim().to_owned()),
-        _ => Err(wrong()),
-    }
-}
-
 /// Picks until a signal.
 ///
 /// # Errors
 /// `InvalidArgument` for what cannot be: a port that is taken, a token that cannot be read.
 pub fn run(args: &PickerArgs) -> Result<()> {
     logging::init(&args.log, args.log_format)?;
-    let token = args.token_file.as_deref().map(token).transpose()?;
+    let token = args.token_file.as_deref().map(|path| bearer(path, "--token-file")).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("picker")
         .enable_all()
@@ -161,47 +153,4 @@ async fn serve(
 fn tls(args: &PickerArgs) -> Result<Option<(Tls, Watched)>> {
     let (Some(certificate), Some(key)) = (args.tls_cert.clone(), args.tls_key.clone()) else { return Ok(None) };
     Tls::open(&TlsFiles { certificate, key, client_ca: None }).map(Some)
-}
-
-/// What to say to instances that want a token.
-fn token(path: &Path) -> Result<HeaderValue> {
-    let failed = |what: &str| Error::invalid(format!("{what} --token-file {}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| failed("cannot read").with_source(error))?;
-    let mut value = HeaderValue::from_str(&format!("Bearer {}", text.trim()))
-        .map_err(|_| failed("there is no token of one line in"))?;
-    if text.trim().is_empty() {
-        return Err(failed("there is no token of one line in"));
-    }
-    value.set_sensitive(true);
-    Ok(value)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_instance_is_a_host_and_a_port() {
-        for text in ["a:1", "10.0.0.1:8000", "[::1]:8000", "roundhouse-pods.models.svc:8000"] {
-            assert_eq!(host_and_port(text).unwrap(), text);
-        }
-        for text in ["", "a", "a:", ":1", "a:0", "a:70000", "http://a:1", "a/b:1"] {
-            assert!(host_and_port(text).unwrap_err().contains("HOST:PORT"), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_token_is_one_line_and_shows_nowhere() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("token");
-        std::fs::write(&path, "secret\n").unwrap();
-        let value = token(&path).unwrap();
-        assert_eq!(value, "Bearer secret");
-        assert!(!format!("{value:?}").contains("secret"));
-        for text in ["", "\n", "a\nb"] {
-            std::fs::write(&path, text).unwrap();
-            assert!(token(&path).unwrap_err().report().contains("--token-file"), "{text:?}");
-        }
-        assert!(token(&folder.path().join("none")).is_err());
-    }
 }

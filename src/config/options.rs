@@ -81,6 +81,32 @@ pub struct ServeOptions {
     )]
     pub prefetch_model: Option<Vec<String>>,
 
+    /// Other instances, or the picker, by HOST:PORT of their inference port: before it is ready the server brings what they
+    /// have in memory and use most, or what of it the picker's ring gives to this instance; several with commas, and a name
+    /// stands for all its addresses. [default: nobody is asked]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "ROUNDHOUSE_WARM_FROM",
+        value_delimiter = ',',
+        help_heading = "Models"
+    )]
+    pub warm_from: Option<Vec<String>>,
+
+    /// How many models are brought so at most. [default: 64]
+    #[arg(long, value_name = "N", env = "ROUNDHOUSE_WARM_MODELS", help_heading = "Models")]
+    pub warm_models: Option<usize>,
+
+    /// How long the server may put off being ready for it, in seconds, whatever becomes of those that are asked.
+    /// [default: 60]
+    #[arg(long, value_name = "S", env = "ROUNDHOUSE_WARM_LIMIT_S", help_heading = "Models")]
+    pub warm_limit_s: Option<u64>,
+
+    /// File with the token that they want of whoever asks below /v1 (their --access-tokens, right `operators`).
+    /// [default: none]
+    #[arg(long, value_name = "FILE", env = "ROUNDHOUSE_WARM_TOKEN_FILE", help_heading = "Models")]
+    pub warm_token_file: Option<PathBuf>,
+
     /// The folder on a fast disk that models are fetched to; one server a folder.
     /// [default: roundhouse/models on the first NVMe mount, else in ~/.cache]
     #[arg(long, value_name = "DIR", env = "ROUNDHOUSE_CACHE_DIR", help_heading = "Cache and memory")]

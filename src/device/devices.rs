@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::cuda::context::Context;
 use super::host::Host;
-use super::monitor::{DeviceMemory, DeviceMonitor, GpuHealth, GpuIdentity, GpuReading};
+use super::monitor::{DeviceMemory, DeviceMonitor, GpuHealth, GpuIdentity, GpuReading, Processors};
 use super::nvml::Nvml;
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
@@ -26,6 +26,10 @@ impl DeviceMonitor for Devices {
             (DeviceId::Gpu(_), Some(nvml)) => nvml.memory(device),
             (DeviceId::Gpu(_), None) => Err(Error::not_found(format!("there is no {device}: no GPU can be seen"))),
         }
+    }
+
+    fn processors(&self) -> Option<Processors> {
+        self.host.processors()
     }
 
     fn gpu(&self, index: u32) -> Result<GpuReading> {
@@ -67,6 +71,10 @@ impl DeviceMonitor for Opened {
             }
             (told, _) => told,
         }
+    }
+
+    fn processors(&self) -> Option<Processors> {
+        self.inner.processors()
     }
 
     fn gpu(&self, index: u32) -> Result<GpuReading> {

@@ -1,12 +1,16 @@
 //! The host as a device: cgroup v2 where it limits us, else `/proc`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::monitor::{DeviceMemory, DeviceMonitor};
+use super::monitor::{DeviceMemory, DeviceMonitor, Processors};
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
 
-/// Reads the host's memory. Root folders are parameters so that tests bring their own.
+/// What `/proc/stat` counts in, in milliseconds: USER_HZ is 100 on every machine that we run on.
+const STAT_TICK: u64 = 10;
+
+/// Reads the host's memory and its processors. Root folders are parameters so that tests bring their own.
 #[derive(Clone, Debug)]
 pub struct Host {
     proc: PathBuf,
@@ -48,6 +52,23 @@ impl Host {
         }
     }
 
+    /// Processor time by the root of the cgroups that we see (v2): the container's own in a container, else the machine's.
+    fn cgroup_worked(&self) -> Option<Duration> {
+        let text = std::fs::read_to_string(self.cgroup.join("cpu.stat")).ok()?;
+        let used = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
+        used.trim().parse().ok().map(Duration::from_micros)
+    }
+
+    /// The machine's processor time. Waiting for disks is none, nor is what a hypervisor gave to others.
+    fn machine_worked(&self) -> Option<Duration> {
+        let text = std::fs::read_to_string(self.proc.join("stat")).ok()?;
+        let all = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
+        let ticks: Vec<u64> = all.split_whitespace().map_while(|count| count.parse().ok()).collect();
+        let [user, nice, system, _idle, _waiting, interrupts, soft_interrupts, ..] = ticks[..] else { return None };
+        let worked = [user, nice, system, interrupts, soft_interrupts].into_iter().fold(0, u64::saturating_add);
+        Some(Duration::from_millis(worked.saturating_mul(STAT_TICK)))
+    }
+
     fn meminfo(&self) -> Result<(u64, u64)> {
         let path = self.proc.join("meminfo");
         let text = std::fs::read_to_string(&path)
@@ -79,6 +100,12 @@ impl DeviceMonitor for Host {
             Some((max, current)) if max < total => DeviceMemory { total: max, used: current, ours },
             _ => DeviceMemory { total, used: total.saturating_sub(available), ours },
         })
+    }
+
+    fn processors(&self) -> Option<Processors> {
+        let worked = self.cgroup_worked().or_else(|| self.machine_worked())?;
+        let cores = std::thread::available_parallelism().ok()?.get();
+        Some(Processors { worked, cores })
     }
 }
 
@@ -116,5 +143,33 @@ mod tests {
         let (_root, host) = folders("/a/b", &[("a/b", "800000\n", "7\n"), ("a", "500000\n", "9\n")]);
         assert_eq!(host.memory(DeviceId::Cpu).unwrap().total, 500_000);
         assert_eq!(host.memory(DeviceId::Cpu).unwrap().used, 9);
+    }
+
+    #[test]
+    fn processor_time_is_the_containers_else_the_machines() {
+        let (root, host) = folders("/", &[]);
+        assert_eq!(host.processors(), None, "neither can be asked");
+        std::fs::write(root.path().join("proc/stat"), "cpu  200 30 40 9000 500 6 7 800 0 0\ncpu0 1 1 1 1\n").unwrap();
+        assert_eq!(host.processors().unwrap().worked, Duration::from_millis(2830));
+        std::fs::create_dir_all(root.path().join("cgroup")).unwrap();
+        std::fs::write(root.path().join("cgroup/cpu.stat"), "usage_usec 1500\nuser_usec 1000\n").unwrap();
+        assert_eq!(host.processors().unwrap().worked, Duration::from_micros(1500));
+        for torn in ["", "usage_usec\n", "usage_usec -1\n"] {
+            std::fs::write(root.path().join("cgroup/cpu.stat"), torn).unwrap();
+            assert_eq!(host.processors().unwrap().worked, Duration::from_millis(2830), "{torn:?}");
+        }
+        std::fs::write(root.path().join("proc/stat"), "cpu  200 30\n").unwrap();
+        assert_eq!(host.processors(), None);
+    }
+
+    #[test]
+    fn what_this_thread_works_is_in_the_time_of_this_machines_processors() {
+        let host = Host::default();
+        let before = host.processors().expect("this machine can be asked");
+        assert!((1..=4096).contains(&before.cores), "{before:?}");
+        let mut rounds = 0_u64;
+        while host.processors().expect("it was asked before").worked < before.worked + Duration::from_millis(50) {
+            rounds = std::hint::black_box(rounds.wrapping_add(1));
+        }
     }
 }

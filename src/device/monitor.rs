@@ -1,5 +1,7 @@
 //! `DeviceMonitor`: what a device says of its memory and its work.
 
+use std::time::Duration;
+
 use crate::error::{Error, Result};
 use crate::inference::DeviceId;
 
@@ -12,6 +14,15 @@ pub struct DeviceMemory {
     pub used: u64,
     /// What this process uses of it.
     pub ours: u64,
+}
+
+/// The processors that there are for us, and what they have done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Processors {
+    /// How long they have worked, for anybody, all cores together: since the machine started, or the container that we are in.
+    pub worked: Duration,
+    /// How many cores we may use at a time.
+    pub cores: usize,
 }
 
 /// A GPU, by the name that stays when others are added.
@@ -89,6 +100,11 @@ pub trait DeviceMonitor: Send + Sync {
     /// # Errors
     /// `NotFound` for a device this monitor does not know, `Internal` if it cannot be read.
     fn memory(&self, device: DeviceId) -> Result<DeviceMemory>;
+
+    /// What the host's processors have done; `None` where it cannot be asked.
+    fn processors(&self) -> Option<Processors> {
+        None
+    }
 
     /// What a GPU says of its work and its health. One that does not answer is sick, and no error.
     ///

@@ -3,6 +3,7 @@
 //! The `nv_*` names, units and labels are Triton's (docs/user_guide/metrics.md of triton-inference-server/server), so that
 //! dashboards made for it keep working; the `roundhouse_*` ones are ours.
 
+pub mod host;
 pub mod sleep;
 
 /// What Prometheus calls the type of a family.
@@ -148,15 +149,6 @@ pub const RESPONSE_CACHE_BYTES: Family = family(
 /// How long the model's last load took.
 pub const MODEL_LOAD_DURATION: Family =
     family("nv_model_load_duration_secs", Kind::Gauge, MODEL, "Duration of the model's load in seconds");
-/// The host's memory, as the cgroup or the machine limits it.
-pub const CPU_MEMORY_TOTAL: Family = family(
-    "nv_cpu_memory_total_bytes",
-    Kind::Gauge,
-    &[],
-    "CPU memory that may be used (cgroup limit or RAM), in bytes",
-);
-/// The host's memory in use.
-pub const CPU_MEMORY_USED: Family = family("nv_cpu_memory_used_bytes", Kind::Gauge, &[], "CPU memory in use, in bytes");
 /// Loads by how they ended.
 pub const LOADS: Family = family(
     "roundhouse_model_loads_total",
@@ -396,20 +388,6 @@ pub const CHURN_AGE: Family = family(
     "Mean time that what left a tier for want of room had been on it, of the last ten minutes, in seconds; absent where \
      nothing did",
 );
-/// The disk that models are fetched to.
-pub const DISK_TOTAL: Family = family(
-    "roundhouse_cache_disk_total_bytes",
-    Kind::Gauge,
-    &[],
-    "Bytes of the disk that models are fetched to; absent until one is",
-);
-/// What of it is in use.
-pub const DISK_USED: Family = family(
-    "roundhouse_cache_disk_used_bytes",
-    Kind::Gauge,
-    &[],
-    "Bytes in use on the disk that models are fetched to, by anybody; absent until one is",
-);
 
 /// Every family, in the order of the page.
 pub const ALL: &[Family] = &[
@@ -428,8 +406,9 @@ pub const ALL: &[Family] = &[
     CACHE_HIT_DURATION,
     CACHE_MISS_DURATION,
     MODEL_LOAD_DURATION,
-    CPU_MEMORY_TOTAL,
-    CPU_MEMORY_USED,
+    host::CPU_MEMORY_TOTAL,
+    host::CPU_MEMORY_USED,
+    host::CPU_UTILIZATION,
     GPU_MEMORY_TOTAL,
     GPU_MEMORY_USED,
     GPU_UTILIZATION,
@@ -479,8 +458,8 @@ pub const ALL: &[Family] = &[
     EXECUTOR_BUSY_SHARE,
     HIT_RATIO,
     CHURN_AGE,
-    DISK_TOTAL,
-    DISK_USED,
+    host::DISK_TOTAL,
+    host::DISK_USED,
 ];
 
 /// Bucket edges of durations of loads and of waiting for them, in seconds.

@@ -109,6 +109,8 @@ observed! {
     ModelCacheHit: None,
     /// Models in memory.
     LoadedModelCount: None,
+    /// How busy the host's processors are.
+    CPUUtilization: Percent,
     /// How busy the GPUs are.
     GPUUtilization: Percent,
     /// How full their memory is.

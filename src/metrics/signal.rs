@@ -44,6 +44,8 @@ pub struct Reading {
     pub requests: u64,
     /// The devices.
     pub devices: Vec<DeviceReading>,
+    /// The host's processors, where they can be asked.
+    pub processors: Option<ProcessorReading>,
 }
 
 /// What one device has done since the server started.
@@ -57,6 +59,15 @@ pub struct DeviceReading {
     pub busy: Duration,
 }
 
+/// What the host's processors have done since the machine, or the container, started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessorReading {
+    /// How long they worked, all cores together.
+    pub worked: Duration,
+    /// How many cores there are for us.
+    pub cores: usize,
+}
+
 /// What the last minute says.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Signals {
@@ -66,6 +77,17 @@ pub struct Signals {
     pub busy: Vec<(DeviceId, f64)>,
     /// The part of the requests whose model was in memory, 0 to 1; `None` where there was no request.
     pub hit_ratio: Option<f64>,
+    /// How busy the host's processors were between the last two readings; `None` where they cannot be asked.
+    pub cores: Option<Cores>,
+}
+
+/// How busy the host's processors were, with whatever they did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cores {
+    /// Cores' worth of work: 1.5 is a core and a half.
+    pub busy: f64,
+    /// How many there are for us.
+    pub all: f64,
 }
 
 /// What waits, as means.
@@ -125,7 +147,20 @@ impl Window {
             pressure: self.waits(first, last, seconds).pressure(),
             busy: busy.collect(),
             hit_ratio: ratio(hits, hits.saturating_add(misses)),
+            cores: self.cores(),
         }
+    }
+
+    /// Of the last two readings alone: what scaling goes by is a mean over its own time already.
+    fn cores(&self) -> Option<Cores> {
+        let mut latest = self.readings.iter().rev();
+        let ((end, last), (begin, before)) = (latest.next()?, latest.next()?);
+        let (now, then) = (last.processors?, before.processors?);
+        let seconds = end.saturating_duration_since(*begin).as_secs_f64();
+        let all = real(now.cores);
+        let worked = now.worked.saturating_sub(then.worked).as_secs_f64();
+        // Clocks that tick, and times that are read one after the other: a little more than all is all.
+        (seconds > 0.0).then(|| Cores { busy: (worked / seconds).min(all), all })
     }
 
     fn waits(&self, first: &Reading, last: &Reading, seconds: f64) -> Waits {
@@ -202,6 +237,7 @@ mod tests {
                 threads: 2,
                 busy: Duration::from_millis(seconds * 500),
             }],
+            processors: Some(ProcessorReading { worked: Duration::from_millis(seconds * 1500), cores: 2 }),
         }
     }
 
@@ -227,6 +263,25 @@ mod tests {
         assert_eq!(signals.busy, [(DeviceId::Cpu, 0.25)]);
         assert_eq!(signals.hit_ratio, Some(0.9));
         assert_eq!(signals.pressure, 0.0, "busy threads that nobody waits for press nobody");
+    }
+
+    #[test]
+    fn a_window_tells_how_busy_the_processors_were_in_its_last_second() {
+        let (mut window, start) = (Window::default(), Instant::now());
+        let mut observe = |second: u64, worked: Option<u64>| {
+            let processors = worked.map(|worked| ProcessorReading { worked: Duration::from_millis(worked), cores: 4 });
+            let reading = Reading { processors, ..Reading::default() };
+            window.observe(start + Duration::from_secs(second), reading);
+            window.signals().cores
+        };
+        assert_eq!(observe(0, Some(100_000)), None);
+        assert_eq!(observe(1, Some(100_500)), Some(Cores { busy: 0.5, all: 4.0 }));
+        assert_eq!(observe(3, Some(105_500)), Some(Cores { busy: 2.5, all: 4.0 }));
+        assert_eq!(observe(4, Some(109_600)), Some(Cores { busy: 4.0, all: 4.0 }), "not more than there are");
+        assert_eq!(observe(5, Some(7)), Some(Cores { busy: 0.0, all: 4.0 }), "another container's clock");
+        assert_eq!(observe(6, None), None);
+        assert_eq!(observe(7, Some(9)), None);
+        assert_eq!(observe(7, Some(9)), None, "no time between them");
     }
 
     #[test]
@@ -299,6 +354,7 @@ mod tests {
                 let signals = window.signals();
                 prop_assert!(signals.pressure.is_finite() && signals.pressure >= 0.0);
                 prop_assert!(signals.busy.iter().all(|(_, share)| (0.0..=1.0).contains(share)));
+                prop_assert!(signals.cores.is_none_or(|cores| (0.0..=cores.all).contains(&cores.busy)));
                 prop_assert!(signals.hit_ratio.is_none_or(|ratio| (0.0..=1.0).contains(&ratio)));
             }
         }

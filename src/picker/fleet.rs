@@ -15,6 +15,7 @@ use super::digest::{Digest, Held, Row};
 use super::member::{Guess, Member};
 use super::model::Model;
 use super::ring::{Id, Ring};
+use super::share::Warm;
 
 /// How far the ring is walked for a request. Copies elsewhere are found all the same.
 const WALK: usize = 8;
@@ -409,6 +410,24 @@ impl<K: Eq + Hash + Clone + Ord> Fleet<K> {
     pub fn knows_anybody(&self, now: Instant) -> bool {
         let fresh = |member: &Member<K>| member.standing(now, self.options.stale_after) == Standing::Fresh;
         self.members.iter().flatten().any(fresh)
+    }
+
+    /// The models that are warm somewhere, as far as instances are believed now.
+    #[must_use]
+    pub fn warm(&self, now: Instant) -> Warm<K> {
+        let is_believed = |id: Id| {
+            self.member(id).is_some_and(|member| member.standing(now, self.options.stale_after) == Standing::Fresh)
+        };
+        let models = self.models.iter().filter_map(|(key, model)| {
+            let copies = || model.holders.iter().filter(|holder| holder.copy == Copy::Warm && is_believed(holder.id));
+            let uses = copies().fold(0_u64, |sum, holder| sum.saturating_add(holder.uses));
+            copies().next().map(|_| (key.clone(), uses))
+        });
+        Warm {
+            models: models.collect(),
+            names: self.members.iter().flatten().map(|member| member.name.clone()).collect(),
+            ring_size: self.options.ring_size,
+        }
     }
 
     /// Models that go with an instance on its way out and are nowhere else, and whose they will be: the most used first.

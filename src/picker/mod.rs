@@ -8,6 +8,7 @@
 //! - [`digest`]: what an instance says.
 //! - [`choice`]: the decision, over what is known of each candidate.
 //! - [`fleet`]: what is known, kept up by digests and by the picks themselves.
+//! - [`share`]: what would be whose, for instances that start.
 
 pub mod choice;
 pub mod digest;
@@ -16,3 +17,4 @@ pub mod hash;
 mod member;
 mod model;
 pub mod ring;
+pub mod share;

@@ -81,7 +81,11 @@ impl InferenceServer {
     pub fn observe_levels(&self) {
         let observations = &self.0.metrics.observations;
         observations.observe(Observed::LoadedModelCount, self.resident_names().len() as f64);
-        observations.observe(Observed::ScalePressure, self.signals().pressure);
+        let signals = self.signals();
+        observations.observe(Observed::ScalePressure, signals.pressure);
+        if let Some(cores) = signals.cores {
+            observations.observe(Observed::CPUUtilization, cores.busy * 100.0);
+        }
         let (hits, misses) = self.0.metrics.lookups();
         let told = std::mem::replace(&mut *self.0.told_lookups.lock(), (hits, misses));
         observations.observe_many(Observed::ModelCacheHit, 1.0, hits.saturating_sub(told.0));

@@ -23,7 +23,9 @@ impl InferenceServer {
     fn metrics_page_of(&self, detail: Detail, model: Option<&str>) -> String {
         if let Ok(memory) = self.0.monitor.memory(DeviceId::Cpu) {
             #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
-            for (family, bytes) in [(defs::CPU_MEMORY_TOTAL, memory.total), (defs::CPU_MEMORY_USED, memory.used)] {
+            for (family, bytes) in
+                [(defs::host::CPU_MEMORY_TOTAL, memory.total), (defs::host::CPU_MEMORY_USED, memory.used)]
+            {
                 self.0.metrics.set(family, bytes as f64);
             }
         }

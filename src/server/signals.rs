@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use super::InferenceServer;
 use crate::device::disk::disk_space;
+use crate::device::monitor::Processors;
 use crate::inference::DeviceId;
 use crate::lifecycle::handle::LoadedVersion;
 use crate::metrics::defs;
 use crate::metrics::prometheus::{CHURNING, Sample};
-use crate::metrics::signal::{DeviceReading, Reading, Signals};
+use crate::metrics::signal::{DeviceReading, ProcessorReading, Reading, Signals};
 
 /// How often what waits is looked at. A look costs a lock for each model in memory.
 const TICK: Duration = Duration::from_secs(1);
@@ -49,6 +50,7 @@ impl InferenceServer {
             load_places: self.0.models.load_places(),
             hits,
             misses,
+            processors: self.processors(),
             ..Reading::default()
         };
         for place in &self.0.models.loader().devices {
@@ -62,6 +64,10 @@ impl InferenceServer {
         reading
     }
 
+    fn processors(&self) -> Option<ProcessorReading> {
+        self.0.monitor.processors().map(|Processors { worked, cores }| ProcessorReading { worked, cores })
+    }
+
     /// Requests that wait for an instance or a thread.
     pub(super) fn held_up(&self) -> usize {
         self.0.models.all_resident().iter().map(|model| held_up(model.versions())).sum()
@@ -71,7 +77,7 @@ impl InferenceServer {
     #[expect(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
     pub(super) fn signal_samples(&self, held_up: usize) -> Vec<Sample> {
         let now = Instant::now();
-        let Signals { pressure, busy, hit_ratio } = self.signals();
+        let Signals { pressure, busy, hit_ratio, cores } = self.signals();
         let (waiting, waited) = self.0.metrics.load_waits.read(now);
         let devices: Vec<_> =
             self.0.models.loader().devices.iter().map(|place| (place, place.executor.meter())).collect();
@@ -95,13 +101,15 @@ impl InferenceServer {
         );
         samples
             .extend(busy.iter().map(|(device, share)| Sample::new(defs::EXECUTOR_BUSY_SHARE, name(*device), *share)));
+        samples
+            .extend(cores.map(|cores| Sample::new(defs::host::CPU_UTILIZATION, [], cores.busy / cores.all.max(1.0))));
         samples.extend(hit_ratio.map(|ratio| Sample::new(defs::HIT_RATIO, [], ratio)));
         let ages = CHURNING.into_iter().zip(self.0.metrics.churn_ages(now));
         samples
             .extend(ages.filter_map(|(tier, age)| age.map(|age| Sample::new(defs::CHURN_AGE, [tier.to_owned()], age))));
         if let Some(space) = disk_space(&self.0.cache_directory) {
-            samples.push(Sample::new(defs::DISK_TOTAL, [], space.total as f64));
-            samples.push(Sample::new(defs::DISK_USED, [], space.used as f64));
+            samples.push(Sample::new(defs::host::DISK_TOTAL, [], space.total as f64));
+            samples.push(Sample::new(defs::host::DISK_USED, [], space.used as f64));
         }
         samples
     }

@@ -49,5 +49,6 @@ mod streaming;
 mod support;
 mod tls;
 mod trace;
+mod warm_from;
 mod warm_up;
 mod wire;

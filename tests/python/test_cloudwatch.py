@@ -3,6 +3,7 @@
 import datetime
 import http.server
 import json
+import os
 import threading
 import urllib.parse
 from collections import Counter
@@ -98,6 +99,9 @@ def test_what_was_put_can_be_read_back_with_sagemakers_names_and_units(moto, rep
         wait_until("everything was told", lambda: (read.of("Invocations") or {}).get("SampleCount") == 11)
         wait_until("the unload was told", lambda: read.of("ModelUnloadingTime"))
         wait_until("the hits were told", lambda: (read.of("ModelCacheHit") or {}).get("SampleCount") == 10)
+        # The test itself keeps the processors at work.
+        wait_until("the processors were told", lambda: (read.of("CPUUtilization") or {}).get("Maximum", 0) > 0)
+        on_the_page = server.metric("nv_cpu_utilization")
         told = {metric["MetricName"] for metric in read.client.list_metrics(Namespace="Roundhouse")["Metrics"]}
     failed = read.of("Invocation4XXErrors")
     assert (failed["SampleCount"], failed["Sum"], failed["Maximum"]) == (11, 1, 1)
@@ -111,6 +115,9 @@ def test_what_was_put_can_be_read_back_with_sagemakers_names_and_units(moto, rep
     hits = read.of("ModelCacheHit")
     assert (hits["Sum"], hits["Minimum"], hits["Maximum"], hits["Unit"]) == (8, 0, 1, "None")
     assert 0 < read.of("MemoryUtilization")["Maximum"] <= 100 and read.of("MemoryUtilization")["Unit"] == "Percent"
+    processors = read.of("CPUUtilization")
+    assert processors["Unit"] == "Percent" and 0 <= processors["Minimum"] <= processors["Maximum"] <= 100 * os.cpu_count()
+    assert 0 <= on_the_page <= 1
     assert {"ScalePressure", "ModelUnloadingTime"} <= told and "GPUUtilization" not in told
 
 

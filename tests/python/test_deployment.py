@@ -162,8 +162,9 @@ def test_a_gpu_is_asked_for_whole_and_only_where_there_is_one(built):
 
 
 def families():
-    """The names in the one table, those of histograms with their endings."""
-    table = (ROOT / "src/metrics/defs.rs").read_text()
+    """The names in the one table and its parts, those of histograms with their endings."""
+    parts = [ROOT / "src/metrics/defs.rs", *(ROOT / "src/metrics/defs").glob("*.rs")]
+    table = "".join(part.read_text() for part in parts)
     names = dict(re.findall(r'family\(\s*"(\w+)",\s*Kind::(\w+)', table))
     assert len(names) > 40
     for name, kind in list(names.items()):

@@ -72,7 +72,7 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Reads `since`, the only parameter. A cursor of another start is no mistake: the answer is complete then.
+/// Reads `since`. `for`, who asks, is a picker's to know: an instance tells everybody the same. A cursor of another start is no mistake: the answer is complete then.
 ///
 /// # Errors
 /// `InvalidArgument` that names the parameter.
@@ -81,9 +81,13 @@ pub(super) fn since(query: &str) -> Result<Option<String>> {
     let mut cursor = None;
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if key != "since" {
-            let key: String = key.chars().take(32).collect();
-            return wrong(format!("unknown query parameter '{key}', known is 'since'"));
+        match key {
+            "since" => {}
+            "for" => continue,
+            other => {
+                let other: String = other.chars().take(32).collect();
+                return wrong(format!("unknown query parameter '{other}', known are 'since' and 'for'"));
+            }
         }
         let value = percent::decode(value).filter(|value| value.len() <= CURSOR_BYTES);
         let Some(value) = value else {
@@ -104,6 +108,7 @@ mod tests {
     fn a_cursor_is_read_and_what_is_none_is_told() {
         assert_eq!(since("").unwrap(), None);
         assert_eq!(since("since=7-12").unwrap(), Some("7-12".to_owned()));
+        assert_eq!(since("for=10.0.0.1%3A8000&since=7-12").unwrap(), Some("7-12".to_owned()));
         for query in ["after=x", "since=1&since=2", "since=%ff", &format!("since={}", "1".repeat(65))] {
             assert!(since(query).unwrap_err().report().contains("query parameter"), "{query}");
         }

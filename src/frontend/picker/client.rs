@@ -1,5 +1,6 @@
 //! Asking an instance: HTTP/1.1 without TLS over one connection that is kept.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::digest::DIGEST_BYTES;
+use crate::error::Error;
 
 /// How long an instance may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -24,6 +26,15 @@ pub(super) enum Silence {
     /// It did not answer in time, or broke off.
     #[error("{0}")]
     Broken(String),
+}
+
+impl From<Silence> for Error {
+    fn from(silence: Silence) -> Self {
+        match silence {
+            Silence::Refused(error) => Self::not_ready("it cannot be reached").with_source(error),
+            Silence::Broken(text) => Self::not_ready(text),
+        }
+    }
 }
 
 /// An instance.
@@ -50,6 +61,13 @@ impl Instance {
         answered
     }
 
+    /// Connects; the address that we are seen at there.
+    pub(super) async fn seen_at(&mut self) -> Result<IpAddr, Silence> {
+        let (sender, own) = self.connect().await?;
+        self.connection = Some(sender);
+        Ok(own)
+    }
+
     async fn converse(&mut self, method: Method, path: &str) -> Result<Bytes, Silence> {
         let broken = |error: &dyn std::error::Error| Silence::Broken(error.to_string());
         // The other side may have closed it since.
@@ -59,7 +77,7 @@ impl Instance {
         };
         let mut sender = match kept {
             Some(kept) => kept,
-            None => self.connect().await?,
+            None => self.connect().await?.0,
         };
         let mut request = Request::builder()
             .method(method)
@@ -85,13 +103,15 @@ impl Instance {
         }
     }
 
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Silence> {
+    /// A connection, and our address on it.
+    async fn connect(&self) -> Result<(SendRequest<Full<Bytes>>, IpAddr), Silence> {
         let connected = tokio::time::timeout(CONNECT, TcpStream::connect(self.address.as_str())).await;
         let stream = connected.map_err(|late| Silence::Refused(late.into()))?.map_err(Silence::Refused)?;
+        let own = stream.local_addr().map_err(Silence::Refused)?.ip();
         let shaken = http1::handshake(TokioIo::new(stream)).await;
         let (sender, connection) = shaken.map_err(|error| Silence::Broken(error.to_string()))?;
         // Ends with the sender.
         drop(tokio::spawn(connection));
-        Ok(sender)
+        Ok((sender, own))
     }
 }

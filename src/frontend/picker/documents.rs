@@ -1,6 +1,7 @@
 //! The picker over plain HTTP.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -85,6 +86,38 @@ pub(super) fn fleet(shared: &Shared) -> Result<Response<Body>> {
         })
         .collect();
     Ok(document(&json!({ "instances": rows })))
+}
+
+/// Models of a share at most.
+const MOST_SHARED: usize = 4096;
+
+/// `/v1/digest?for=IP:PORT`: the digest that an instance at this address would have if it held its share of what the fleet has in
+/// memory, for one that starts.
+///
+/// # Errors
+/// `InvalidArgument` where it is not said for whom.
+pub(super) fn share(shared: &Shared, query: &str) -> Result<Response<Body>> {
+    let named = query.split('&').find_map(|pair| pair.strip_prefix("for=")).and_then(percent::decode);
+    let address: Option<SocketAddr> = named.and_then(|text| text.parse().ok());
+    let address = address.ok_or_else(|| {
+        Error::invalid(
+            "this is a picker, which has no models: say for whom, /v1/digest?for=IP:PORT, or ask an instance",
+        )
+    })?;
+    // The lock is a request's too: it is held for the copy alone.
+    let warm = shared.fleet.lock().warm(Instant::now());
+    let share = warm.share_of(&address.to_string(), |model| hash(model), MOST_SHARED);
+    let row = |(model, uses): &(Arc<str>, u64)| json!({ "name": &**model, "state": "READY", "in_use": 0, "parallel": 1, "load_seconds": null, "uses": uses });
+    Ok(document(&json!({
+        "cursor": "share",
+        "complete": true,
+        "ready": true,
+        "draining": false,
+        "load_places": 1,
+        "loads": 0,
+        "executors": 1,
+        "models": share.iter().map(row).collect::<Vec<_>>(),
+    })))
 }
 
 /// `/metrics`, for Prometheus.

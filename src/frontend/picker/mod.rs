@@ -1,11 +1,13 @@
 //! The picker's port: Envoy's external processing over gRPC, and over HTTP `GET /pick`, what is known of the fleet
-//! (`/v1/fleet`), metrics and health. It asks the instances for their digests and forwards nothing itself.
+//! (`/v1/fleet`), what an instance that starts is to bring (`/v1/digest`), metrics and health. It asks the instances for their digests and forwards nothing itself.
 
 mod client;
 pub mod digest;
 mod documents;
 mod ext_proc;
+pub mod neighbours;
 mod target;
+pub mod token;
 mod watch;
 
 use std::convert::Infallible;
@@ -154,11 +156,14 @@ impl Picker {
         let answered = match request.uri().path() {
             "/pick" => documents::pick(&self.shared, request.headers(), request.uri().query().unwrap_or_default()),
             "/v1/fleet" => documents::fleet(&self.shared),
+            "/v1/digest" => documents::share(&self.shared, request.uri().query().unwrap_or_default()),
             "/metrics" => Ok(documents::metrics(&self.shared)),
             "/v2/health/live" => Ok(documents::empty()),
             "/v2/health/ready" if self.is_ready() => Ok(documents::empty()),
             "/v2/health/ready" => Err(Error::not_ready("the instances have not been looked up yet")),
-            _ => Err(Error::not_found("Not Found: there are /pick, /v1/fleet, /metrics and /v2/health/ready")),
+            _ => Err(Error::not_found(
+                "Not Found: there are /pick, /v1/fleet, /v1/digest, /metrics and /v2/health/ready",
+            )),
         };
         answered.unwrap_or_else(|error| error_response(&error))
     }

@@ -87,12 +87,13 @@ async fn follow(shared: Arc<Shared>, id: Id, name: String, options: WatchOptions
         let asked = Instant::now();
         let heard = match instance.ask(Method::GET, &path, DIGEST).await {
             Ok(bytes) => digest::parse(&bytes),
-            Err(Silence::Refused(error)) => {
-                shared.fleet.lock().refused(id);
-                cursor.clear();
-                Err(Error::not_ready("it cannot be reached").with_source(error))
+            Err(silence) => {
+                if matches!(silence, Silence::Refused(_)) {
+                    shared.fleet.lock().refused(id);
+                    cursor.clear();
+                }
+                Err(Error::from(silence))
             }
-            Err(Silence::Broken(text)) => Err(Error::not_ready(text)),
         };
         match heard {
             Ok(digest) => {

@@ -96,7 +96,7 @@ fn server_wide_series_are_on_the_page() {
     let metrics = ServerMetrics::new().unwrap();
     metrics.loads_ok.increment(1);
     metrics.load_seconds.record(0.02);
-    metrics.set(defs::CPU_MEMORY_TOTAL, 42.0);
+    metrics.set(defs::host::CPU_MEMORY_TOTAL, 42.0);
     let page = metrics.render(&[], Detail::Busiest, &[]);
     assert!(page.contains("roundhouse_model_loads_total{outcome=\"ok\"} 1"), "{page}");
     assert!(page.contains("roundhouse_model_load_seconds_bucket{le=\"0.025\"} 1"), "{page}");

@@ -55,6 +55,23 @@ fn a_cold_model_goes_home_and_whoever_comes_next_waits_for_the_same_load() {
 }
 
 #[test]
+fn what_is_warm_is_told_of_those_that_are_believed_alone() {
+    let now = Instant::now();
+    let mut fleet = three(now);
+    let ids: Vec<_> = ["a:1", "b:1", "c:1"].iter().map(|name| fleet.find(name).unwrap()).collect();
+    let used = |model, held, uses| Row { uses, ..row(model, held) };
+    fleet.hear(ids[0], &digest(vec![used(1, Held::Ready, 5), used(2, Held::Loading, 9)]), now, now);
+    fleet.hear(ids[1], &digest(vec![used(1, Held::Ready, u64::MAX), used(3, Held::Ready, 2)]), now, now);
+    fleet.hear(ids[2], &digest(vec![used(4, Held::Ready, 7)]), now, now);
+    fleet.refused(ids[2]);
+    let mut warm = fleet.warm(now);
+    warm.models.sort_unstable();
+    assert_eq!(warm.models, [(1, u64::MAX), (3, 2)], "not what is loading, nor what is on one that is down");
+    assert_eq!((warm.names.len(), warm.ring_size), (3, 1024), "the ring is that of all");
+    assert!(fleet.warm(now + 60 * SECOND).models.is_empty());
+}
+
+#[test]
 fn a_copy_anywhere_goes_before_the_ring_and_a_digest_of_before_does_not_undo_an_answer() {
     let now = Instant::now();
     let mut fleet = three(now);
