@@ -99,19 +99,18 @@ def behind(kind, options, folder, ways=("round robin", "hash")):
     repository = os.path.join(folder, "models")
     for model in range(count):
         made.put(f"{repository}/m{model:03}/1/model.onnx", made.lookup(model, MIB // 4))
-    # Room for a tenth by what so many are measured to take (the first takes more than its own), and for the estimate of a load
-    # under way.
+    # Room for a tenth by what models are booked with under such traffic (more than of one that is loaded alone, since those that
+    # are loaded beside each other are not told apart), and for the estimate of a load under way.
     probe, tenth = server_of(options, repository, folder), count // 10
     probe.start()
     try:
-        client = Client(probe.port)
-        for model in range(tenth):
-            infer(client, f"m{model:03}", lookup(model, 0)[1])
-        booked = sum(row["device_bytes"] for row in residency(probe.port)[0] if row["loads"])
+        users(probe.port, count, number, requests // 5, 3)
+        rows = [row for row in residency(probe.port)[0] if row["tier"] == "device"]
+        booked = sum(row["device_bytes"] for row in rows) // len(rows)
     finally:
         probe.stop()
-    memory = booked + 2 * MIB
-    yield "models, requests, a model's bytes", f"{count}, {number * requests}, {booked // tenth}", None, None
+    memory = booked * tenth + 2 * MIB
+    yield "models, requests, a model's bytes", f"{count}, {number * requests}, {booked}", None, None
     # With the most asked for models in memory and nobody else: what no routing and no eviction can better.
     weights = [1 / (rank + 1) for rank in range(count)]
     best = {fits: 1 - sum(weights[:fits]) / sum(weights) for fits in (tenth, 3 * tenth)}

@@ -206,6 +206,10 @@ impl<K: Eq + Hash + Clone + Ord> Fleet<K> {
         let model = self.models.entry(row.model.clone()).or_insert_with(|| Model::new(now));
         model.advance(now);
         if row.load_seconds > 0.0 {
+            // Each digest tells it anew of a model in use, and it is one load.
+            if model.load_seconds.to_bits() != row.load_seconds.to_bits() {
+                member.hear_load(row.load_seconds);
+            }
             model.load_seconds = row.load_seconds;
         }
         let holder = model.enter(id);
@@ -316,7 +320,7 @@ impl<K: Eq + Hash + Clone + Ord> Fleet<K> {
                 closed: is_known && (member.draining || !member.ready),
                 copy: holder.filter(|_| is_known).map_or(Copy::Absent, |holder| holder.copy),
                 queue: holder.map_or(0.0, |holder| holder.queue()),
-                has_load_place: member.has_load_place(),
+                has_load_place: member.has_load_place(now),
                 over_share: member.executing() + 1 > share,
             })
         };

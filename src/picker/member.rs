@@ -10,6 +10,9 @@ use super::digest::Digest;
 /// How many answers that give a digest the lie take its word away.
 const MOST_LIES: f64 = 4.0;
 
+/// How much one load's time counts in their mean.
+const NEWS: f64 = 0.1;
+
 /// For how long.
 const DOUBT: Duration = Duration::from_secs(10);
 
@@ -35,6 +38,8 @@ pub(super) struct Member<K> {
     pub(super) load_places: u32,
     /// Loads by its digest.
     pub(super) loads: u32,
+    /// How long loads take there: a mean that forgets, in seconds; 0 where that is not known.
+    load_seconds: f64,
     pub(super) executors: u32,
     /// Requests sent there that are not answered, and those of them that wait for a load.
     pub(super) in_flight: u32,
@@ -59,6 +64,7 @@ impl<K: Eq + Hash> Member<K> {
             draining: false,
             load_places: 1,
             loads: 0,
+            load_seconds: 0.0,
             executors: 1,
             in_flight: 0,
             waiting: 0,
@@ -103,10 +109,22 @@ impl<K: Eq + Hash> Member<K> {
         }
     }
 
-    /// Whether a load would begin at once: by the digest, and by what was picked since.
-    pub(super) fn has_load_place(&self) -> bool {
+    /// Hears how long a load took.
+    pub(super) fn hear_load(&mut self, seconds: f64) {
+        if seconds > 0.0 {
+            let known = if self.load_seconds > 0.0 { self.load_seconds } else { seconds };
+            self.load_seconds = (seconds - known).mul_add(NEWS, known);
+        }
+    }
+
+    /// Whether a load would begin at once: by the digest, and by what was picked since. Loads that the digest told of are over
+    /// once it is as old as loads take: where they are quick, it would else be wrong of most instances most of the time.
+    pub(super) fn has_load_place(&self, now: Instant) -> bool {
         let begun = self.guesses.iter().filter(|guess| guess.loads).count();
-        (self.loads as usize).saturating_add(begun) < self.load_places as usize
+        let age = self.heard.map_or(0.0, |heard| now.saturating_duration_since(heard).as_secs_f64());
+        let are_over = self.load_seconds > 0.0 && age > self.load_seconds;
+        let told = if are_over { 0 } else { self.loads as usize };
+        told.saturating_add(begun) < self.load_places as usize
     }
 
     /// Requests that run there or wait for their turn.

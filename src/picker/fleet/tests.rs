@@ -187,6 +187,22 @@ fn loads_that_were_picked_take_places_before_any_digest_knows_them() {
 }
 
 #[test]
+fn loads_that_a_digest_told_of_take_places_for_as_long_as_loads_take() {
+    let begin = Instant::now();
+    // Both places of the first on the ring are taken, by loads that take so long; then a model is asked for.
+    let reason = |seconds, after_ms| {
+        let mut fleet = three(begin);
+        let home = fleet.candidates(&8, hash(&8), begin, |_| true)[0].id;
+        let rows = vec![Row { load_seconds: seconds, ..row(1, Held::Ready) }];
+        fleet.hear(home, &Digest { loads: 2, ..digest(rows) }, begin, begin);
+        pick(&mut fleet, 8, begin + Duration::from_millis(after_ms)).0
+    };
+    assert_eq!(reason(0.05, 40), Reason::Next);
+    assert_eq!(reason(0.05, 60), Reason::Home, "they are over by now");
+    assert_eq!(reason(0.0, 200), Reason::Next, "how long they take is not known");
+}
+
+#[test]
 fn heirs_are_the_next_on_the_ring_for_what_nobody_else_has() {
     let now = Instant::now();
     let mut fleet = three(now);
