@@ -56,20 +56,30 @@ def zipf(count, exponent, seed):
         yield from draw.choices(order, weights, k=1000)
 
 
-class User(threading.Thread):
-    """One connection that asks for one model after the other."""
+# Requests a second of all users together where latencies are compared: what shares two cores with proxy and clients is then not
+# itself what they wait for.
+RATE = 120
 
-    def __init__(self, port, count, seed, requests):
+
+class User(threading.Thread):
+    """One connection that asks for one model after the other: at once, or so many seconds apart, however long answers take."""
+
+    def __init__(self, port, count, seed, requests, apart):
         super().__init__(daemon=True)
-        self.port, self.requests = port, requests
+        self.port, self.requests, self.apart = port, requests, apart
         self.models, self.draw = zipf(count, 1.0, seed), random.Random(seed)
         self.took, self.cold, self.failed = [], 0, []
 
     def run(self):
         client = Client(self.port)
+        due = time.perf_counter() + self.draw.random() * self.apart
         for _ in range(self.requests):
             path, body, expected = lookup(next(self.models), self.draw.randrange(1024))
             begin = time.perf_counter()
+            if self.apart:
+                # What comes late for an answer before it waits from when it was due.
+                time.sleep(max(0, due - begin))
+                begin, due = due, due + self.apart
             try:
                 status, answer = client.call("POST", path, body)
             except (Died, OSError) as why:
@@ -83,9 +93,9 @@ class User(threading.Thread):
         client.close()
 
 
-def users(port, count, number, requests, seed):
-    """The part of cold requests, the latencies in ms, and what failed."""
-    crowd = [User(port, count, seed * 1000 + user, requests) for user in range(number)]
+def users(port, count, number, requests, seed, rate=0):
+    """The part of cold requests, the latencies in ms, and what failed; at `rate` requests a second, 0 for as fast as they are answered."""
+    crowd = [User(port, count, seed * 1000 + user, requests, number / rate if rate else 0) for user in range(number)]
     for user in crowd:
         user.start()
     for user in crowd:
@@ -110,7 +120,7 @@ def behind(kind, options, folder, ways=("round robin", "hash")):
     finally:
         probe.stop()
     memory = booked * tenth + 2 * MIB
-    yield "models, requests, a model's bytes", f"{count}, {number * requests}, {booked}", None, None
+    yield "models, requests, requests a second, a model's bytes", f"{count}, {number * requests}, {RATE}, {booked}", None, None
     # With the most asked for models in memory and nobody else: what no routing and no eviction can better.
     weights = [1 / (rank + 1) for rank in range(count)]
     best = {fits: 1 - sum(weights[:fits]) / sum(weights) for fits in (tenth, 3 * tenth)}
@@ -124,7 +134,7 @@ def behind(kind, options, folder, ways=("round robin", "hash")):
             with proxy_of(kind, way, options)([server.port for server in servers], tempfile.mkdtemp(dir=folder)) as proxy:
                 # The first fills memory.
                 users(proxy.port, count, number, requests, 1)
-                found[way] = users(proxy.port, count, number, requests, 2)
+                found[way] = users(proxy.port, count, number, requests, 2, RATE)
                 held = [len([row for row in residency(server.port)[0] if row["tier"] == "device"]) for server in servers]
         except proxies.Missing as missing:
             raise Died(str(missing)) from None

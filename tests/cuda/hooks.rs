@@ -4,8 +4,8 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use roundhouse::device::cuda::hooks::{
-    OwnerScope, next_stream, onnxruntime_alloc, onnxruntime_empty_cache, onnxruntime_free, onnxruntime_options, serve,
-    serve_no_more, stray_frees, stream_allocate, stream_free, take_refusal,
+    OwnerScope, next_stream, onnxruntime_alloc, onnxruntime_free, serve, serve_no_more, stray_frees, stream_allocate,
+    stream_free, take_refusal,
 };
 use roundhouse::device::cuda::owner::Kind;
 use roundhouse::device::cuda::stream::Streams;
@@ -50,7 +50,6 @@ alone! {
         assert_eq!((others.usage().weights, first.usage().weights, stray_frees()), (0, 512, 0));
         onnxruntime_free(weights);
         assert_eq!(stray_frees(), 1, "twice is once too often");
-        onnxruntime_empty_cache();
         drop((first, second, others));
         serve_no_more();
         drop((pool, context));
@@ -121,17 +120,5 @@ alone! {
         let (one, two) = (next_stream(0), next_stream(0));
         assert!(one != 0 && two != 0 && one != two && next_stream(0) == one, "in turn");
         assert_eq!(next_stream(1), 0);
-    }
-}
-
-alone! {
-    on MACHINE;
-    fn onnxruntime_is_told_three_addresses() {
-        let options = onnxruntime_options();
-        let names = options.each_ref().map(|(name, _)| *name);
-        assert_eq!(names, ["gpu_external_alloc", "gpu_external_free", "gpu_external_empty_cache"]);
-        let addresses = options.map(|(_, value)| value.parse::<usize>().unwrap());
-        assert_eq!(addresses[0], onnxruntime_alloc as *const () as usize);
-        assert!(addresses[1] != addresses[0] && addresses[2] != addresses[1]);
     }
 }

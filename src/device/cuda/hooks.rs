@@ -1,9 +1,8 @@
 //! What runtimes call for memory: plain C functions, so whose memory it is stands in the calling thread.
 //!
-//! ONNX Runtime takes three functions as options of its CUDA provider (`gpu_external_alloc`, `gpu_external_free`,
-//! `gpu_external_empty_cache`; onnxruntime/core/providers/cuda/cuda_allocator.cc) and then has no arena of its own: every
-//! tensor of a run comes through here. Plugins take [`stream_allocate`] and [`stream_free`] in their table, which name device and
-//! stream: libtorch's hands them to its `CUDAPluggableAllocator`.
+//! ONNX Runtime asks through an allocator that is registered with its environment ([`onnxruntime_alloc`], [`onnxruntime_free`]) and
+//! has no arena of its own then: every tensor of a run comes through here. Plugins take [`stream_allocate`] and [`stream_free`] in
+//! their table, which name device and stream: libtorch's hands them to its `CUDAPluggableAllocator`.
 //! A panic ends at this border, and so does an error: the answer is null, and why is kept for the thread.
 
 use std::cell::{Cell, RefCell};
@@ -117,16 +116,6 @@ pub fn stray_frees() -> u64 {
     STRAY_FREES.load(Ordering::Relaxed)
 }
 
-/// The options of ONNX Runtime's CUDA provider that have it ask here: names and values.
-#[must_use]
-pub fn onnxruntime_options() -> [(&'static str, String); 3] {
-    [
-        ("gpu_external_alloc", (onnxruntime_alloc as *const () as usize).to_string()),
-        ("gpu_external_free", (onnxruntime_free as *const () as usize).to_string()),
-        ("gpu_external_empty_cache", (onnxruntime_empty_cache as *const () as usize).to_string()),
-    ]
-}
-
 /// Memory for ONNX Runtime, on the device of the thread's scope, else of its context; null where there is none.
 pub extern "C" fn onnxruntime_alloc(bytes: usize) -> *mut c_void {
     guarded(|| {
@@ -141,11 +130,6 @@ pub extern "C" fn onnxruntime_alloc(bytes: usize) -> *mut c_void {
 /// Frees what [`onnxruntime_alloc`] gave, on any thread; nothing for null.
 pub extern "C" fn onnxruntime_free(at: *mut c_void) {
     free(at);
-}
-
-/// ONNX Runtime has freed a large block and wants memory to be given back.
-pub extern "C" fn onnxruntime_empty_cache() {
-    let _panicked = catch_unwind(|| SERVED.read().values().for_each(|served| served.pool.release_spare()));
 }
 
 /// Memory of a device, by the driver's index, for runtimes that name the stream of a run: whose it is, and whether it is for a
