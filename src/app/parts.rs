@@ -10,7 +10,7 @@ use crate::cache::cost_aware::CostAware;
 use crate::cache::disk::{DiskCache, DiskOptions};
 use crate::cache::eviction::{EvictionPolicy, Lru};
 use crate::cache::memory_pool::{MemoryPool, Name};
-use crate::config::amount::{Amount, limit_of};
+use crate::config::amount::{Amount, Limited, limit_of};
 use crate::config::metrics::CloudWatch;
 use crate::config::rate_limit::{RateLimit, RateLimitConfig, ResourcePlace};
 use crate::config::{CacheConfig, EvictionRule, ServerConfig};
@@ -129,7 +129,11 @@ pub(super) fn open_pool(
 ) -> Result<MemoryPool> {
     let memory = monitor.memory(device)?;
     let free = memory.total.saturating_sub(memory.used);
-    let given = limit_of(&config.memory_limits, device);
+    let limited = match device {
+        DeviceId::Cpu => Limited::Cpu,
+        DeviceId::Gpu(index) => Limited::Gpu(index),
+    };
+    let given = limit_of(&config.memory_limits, limited);
     // Answers that are kept lie beside the models, and so do models that sleep.
     let others = if device == DeviceId::Cpu { config.response_bytes.saturating_add(asleep) } else { 0 };
     let limit = given.unwrap_or(Amount::Fraction(0.9)).of(free.saturating_sub(others));

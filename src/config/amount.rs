@@ -6,7 +6,6 @@ use serde::Deserialize;
 
 use super::DeviceChoice;
 use crate::error::{Error, Result};
-use crate::inference::DeviceId;
 
 /// Bytes, or a part of what there is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,8 +84,10 @@ impl FromStr for Amount {
 /// Whose memory is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limited {
-    /// `cpu` or `gpu:N`.
-    One(DeviceId),
+    /// `cpu`.
+    Cpu,
+    /// `gpu:N`.
+    Gpu(u32),
     /// `gpu`: each GPU that has no limit of its own.
     EveryGpu,
 }
@@ -109,8 +110,8 @@ impl FromStr for MemoryLimit {
         })?;
         let device = match (device.trim(), device.trim().parse()) {
             ("gpu", _) => Limited::EveryGpu,
-            (_, Ok(DeviceChoice::Cpu)) => Limited::One(DeviceId::Cpu),
-            (_, Ok(DeviceChoice::Gpu(index))) => Limited::One(DeviceId::Gpu(index)),
+            (_, Ok(DeviceChoice::Cpu)) => Limited::Cpu,
+            (_, Ok(DeviceChoice::Gpu(index))) => Limited::Gpu(index),
             (_, Ok(DeviceChoice::Auto)) => {
                 return Err(Error::invalid(format!("'{text}': name the device, cpu, gpu:N, or gpu for all of them")));
             }
@@ -120,12 +121,12 @@ impl FromStr for MemoryLimit {
     }
 }
 
-/// What is said of a device: what names it, before what names every GPU.
+/// What is said of a device, `cpu` or `gpu:N`: what names it, before what names every GPU.
 #[must_use]
-pub fn limit_of(limits: &[MemoryLimit], device: DeviceId) -> Option<Amount> {
+pub fn limit_of(limits: &[MemoryLimit], device: Limited) -> Option<Amount> {
     let of = |limited| limits.iter().find(|limit| limit.device == limited).map(|limit| limit.amount);
-    let of_every_gpu = || if device == DeviceId::Cpu { None } else { of(Limited::EveryGpu) };
-    of(Limited::One(device)).or_else(of_every_gpu)
+    let of_every_gpu = || if device == Limited::Cpu { None } else { of(Limited::EveryGpu) };
+    of(device).or_else(of_every_gpu)
 }
 
 /// The size of the response cache, in bytes; 0 for none.
@@ -193,15 +194,15 @@ mod tests {
     #[test]
     fn a_limit_names_its_device() {
         let limit = "gpu:1=10GiB".parse::<MemoryLimit>().unwrap();
-        assert_eq!(limit, MemoryLimit { device: Limited::One(DeviceId::Gpu(1)), amount: Amount::Bytes(10 << 30) });
+        assert_eq!(limit, MemoryLimit { device: Limited::Gpu(1), amount: Amount::Bytes(10 << 30) });
         let of = |text: &str, device| {
             let limits: Vec<MemoryLimit> = text.split(',').map(|word| word.parse().unwrap()).collect();
             limit_of(&limits, device)
         };
         let both = "gpu=0.5,gpu:1=1000,cpu=7GiB";
-        assert_eq!(of(both, DeviceId::Gpu(0)), Some(Amount::Fraction(0.5)));
-        assert_eq!(of(both, DeviceId::Gpu(1)), Some(Amount::Bytes(1000)), "what names it counts");
-        assert_eq!((of(both, DeviceId::Cpu), of("gpu=0.5", DeviceId::Cpu)), (Some(Amount::Bytes(7 << 30)), None));
+        assert_eq!(of(both, Limited::Gpu(0)), Some(Amount::Fraction(0.5)));
+        assert_eq!(of(both, Limited::Gpu(1)), Some(Amount::Bytes(1000)), "what names it counts");
+        assert_eq!((of(both, Limited::Cpu), of("gpu=0.5", Limited::Cpu)), (Some(Amount::Bytes(7 << 30)), None));
         for text in ["cpu", "auto=1GiB", "cpu=much", "=1", "tpu=1GiB"] {
             assert!(text.parse::<MemoryLimit>().is_err(), "{text}");
         }

@@ -9,7 +9,6 @@ use roundhouse::artifact::pack::pack;
 use roundhouse::config::amount::{Amount, Limited, MemoryLimit};
 use roundhouse::config::sagemaker::SageMakerMode;
 use roundhouse::config::{Eviction, ModelControl, ServerConfig};
-use roundhouse::inference::DeviceId;
 use serde_json::Value;
 
 use crate::s3::double::{Operation, S3Double};
@@ -75,8 +74,7 @@ fn container(root: &Path, kib: u64) -> impl FnOnce(&mut ServerConfig) + use<> {
         config.model_repository = None;
         config.model_control = ModelControl::Explicit;
         config.cache.eviction = Eviction::External;
-        config.cache.memory_limits =
-            vec![MemoryLimit { device: Limited::One(DeviceId::Cpu), amount: Amount::Bytes(kib << 10) }];
+        config.cache.memory_limits = vec![MemoryLimit { device: Limited::Cpu, amount: Amount::Bytes(kib << 10) }];
         config.cache.min_residency = std::time::Duration::ZERO;
         config.sagemaker.mode = SageMakerMode::MultiModel;
         config.sagemaker.model_roots = vec![root];

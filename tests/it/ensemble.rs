@@ -10,7 +10,6 @@ use roundhouse::backend::gated::{Fault, Step};
 use roundhouse::config::amount::{Amount, Limited, MemoryLimit};
 use roundhouse::config::{EvictionRule, ServerConfig};
 use roundhouse::error::{Error, ErrorKind};
-use roundhouse::inference::DeviceId;
 use serde_json::{Value, json};
 
 use crate::support::client::{Request, get, infer, load, post};
@@ -63,8 +62,7 @@ impl WithEnsembles for Repository {
 
 /// Memory for models of so many KiB, and no protection of the young.
 fn memory(config: &mut ServerConfig, kib: u64) {
-    config.cache.memory_limits =
-        vec![MemoryLimit { device: Limited::One(DeviceId::Cpu), amount: Amount::Bytes(kib << 10) }];
+    config.cache.memory_limits = vec![MemoryLimit { device: Limited::Cpu, amount: Amount::Bytes(kib << 10) }];
     config.cache.rule = EvictionRule::Lru;
     config.cache.min_residency = Duration::ZERO;
     config.cache.room_wait = Duration::from_secs(60);

@@ -6,7 +6,6 @@ use roundhouse::backend::gated::{Fault, Step};
 use roundhouse::config::amount::{Amount, Limited, MemoryLimit};
 use roundhouse::config::{Eviction, EvictionRule, ServerConfig};
 use roundhouse::error::Error;
-use roundhouse::inference::DeviceId;
 use roundhouse::lifecycle::residency::{EvictionReason, Retention, Tier};
 
 use crate::sequence::{LONG, step, told};
@@ -19,7 +18,7 @@ use crate::support::{eventually, within};
 fn memory(kib: u64) -> impl FnOnce(&mut ServerConfig) {
     move |config| {
         let amount = Amount::Bytes(kib << 10);
-        config.cache.memory_limits = vec![MemoryLimit { device: Limited::One(DeviceId::Cpu), amount }];
+        config.cache.memory_limits = vec![MemoryLimit { device: Limited::Cpu, amount }];
         // What a load takes is chance in a test; the order of requests is not.
         config.cache.rule = EvictionRule::Lru;
         config.cache.min_residency = Duration::ZERO;

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use roundhouse::backend::gated::{Fault, Step};
 use roundhouse::config::amount::{Amount, Limited, MemoryLimit};
 use roundhouse::error::{Error, ErrorKind};
-use roundhouse::inference::DeviceId;
 use serde_json::json;
 
 use crate::support::client::{Client, get, infer, infer_body, load, post, unload};
@@ -202,7 +201,7 @@ async fn requests_that_wait_for_a_load_or_a_turn_press_and_full_memory_does_not(
         "gated",
         ONE_INSTANCE,
     );
-    let full = MemoryLimit { device: Limited::One(DeviceId::Cpu), amount: Amount::Bytes(457 << 10) };
+    let full = MemoryLimit { device: Limited::Cpu, amount: Amount::Bytes(457 << 10) };
     let server = TestServer::start_with(repository, |config| config.cache.memory_limits = vec![full]).await;
     for name in ["a", "b", "slow"] {
         server.ask(&infer(name, 1)).await.expect(200);

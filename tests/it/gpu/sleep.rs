@@ -3,7 +3,6 @@
 use roundhouse::backend::gated::Step;
 use roundhouse::config::ServerConfig;
 use roundhouse::config::amount::{Amount, Limited, MemoryLimit};
-use roundhouse::inference::DeviceId;
 use roundhouse::lifecycle::residency::{Tier, TierBook};
 
 use super::{answers, ask, models, run};
@@ -16,7 +15,7 @@ use crate::support::server::TestServer;
 pub(super) fn room(device: u64, host: u64) -> impl FnOnce(&mut ServerConfig) {
     move |config| {
         let amount = Amount::Bytes(device * MIB);
-        config.cache.memory_limits = vec![MemoryLimit { device: Limited::One(DeviceId::Gpu(0)), amount }];
+        config.cache.memory_limits = vec![MemoryLimit { device: Limited::Gpu(0), amount }];
         config.cache.host_limit = Amount::Bytes(host * MIB);
         config.retain = true;
     }

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use roundhouse::config::ServerConfig;
 use roundhouse::config::amount::{Amount, Limited, MemoryLimit};
-use roundhouse::inference::DeviceId;
 
 use super::double::{Operation, S3Double};
 use crate::support::client::{Response, infer};
@@ -194,8 +193,7 @@ pub(crate) fn disk(kib: u64) -> impl FnOnce(&mut ServerConfig) {
 
 /// Memory for models of so many KiB.
 pub(crate) fn memory(config: &mut ServerConfig, kib: u64) {
-    config.cache.memory_limits =
-        vec![MemoryLimit { device: Limited::One(DeviceId::Cpu), amount: Amount::Bytes(kib << 10) }];
+    config.cache.memory_limits = vec![MemoryLimit { device: Limited::Cpu, amount: Amount::Bytes(kib << 10) }];
     config.cache.min_residency = std::time::Duration::ZERO;
 }
 

@@ -9,15 +9,13 @@ use std::time::Duration;
 use roundhouse::config::amount::{Amount, Limited, MemoryLimit};
 use roundhouse::config::sagemaker::SageMakerMode;
 use roundhouse::config::{Eviction, ModelControl, ServerConfig};
-use roundhouse::inference::DeviceId;
 use serde_json::json;
 
 use crate::support::client::{Request, delete, infer_body, post};
 
 /// Memory for models of so many KiB, and no protection of the young.
 fn memory(config: &mut ServerConfig, kib: u64) {
-    config.cache.memory_limits =
-        vec![MemoryLimit { device: Limited::One(DeviceId::Cpu), amount: Amount::Bytes(kib << 10) }];
+    config.cache.memory_limits = vec![MemoryLimit { device: Limited::Cpu, amount: Amount::Bytes(kib << 10) }];
     config.cache.min_residency = Duration::ZERO;
 }
 

@@ -129,9 +129,9 @@ impl TestServer {
         kib: u64,
         change: impl FnOnce(&mut ServerConfig),
     ) -> Self {
-        let devices = (0..gpus).map(DeviceId::Gpu).chain([DeviceId::Cpu]);
+        let devices = (0..gpus).map(Limited::Gpu).chain([Limited::Cpu]);
         let amount = Amount::Bytes(kib << 10);
-        let limits = devices.map(|device| MemoryLimit { device: Limited::One(device), amount }).collect();
+        let limits = devices.map(|device| MemoryLimit { device, amount }).collect();
         let equip = move |machine: &mut Machine| machine.gpus = Ok((0..gpus).collect());
         let server = Self::start_on(repository, Gated::default(), equip, |config| {
             config.cache.memory_limits = limits;
