@@ -149,10 +149,10 @@ typedef struct RoundhouseHost {
   const struct RoundhouseParameter *settings;
   // How many there are.
   size_t setting_count;
-  // Since 1.1. Memory of a GPU, counted for the model that the thread's call is for: what is taken during `load` and
-  // `instantiate` is the model's, loses its bytes' place while the model sleeps and has them back at the same address; what
-  // is taken during `infer` is for the run, on the stream that is named. `device_id` is CUDA's number; `flags` is
-  // [`MEMORY_SHARED`] or 0. Null where there is none: the server knows why, and answers so if the call then fails.
+  // Since 1.1. Memory of a GPU, counted for the model that the thread's call is for. What is taken during `load` and
+  // `instantiate` is the model's: while the model sleeps it lies in host memory, and is back at the same address before the
+  // next call. What is taken during `infer` is for the run, on the stream that is named. `device_id` is CUDA's number;
+  // `flags` is [`MEMORY_SHARED`] or 0. Null where there is none: the server knows why, and answers so if the call then fails.
   void *(*device_allocate)(size_t bytes, uint32_t device_id, void *stream, uint32_t flags);
   // Since 1.1. Frees what `device_allocate` gave, from any thread, while the work of its stream may still use it: it is
   // given to what comes later on that stream. Nothing for null.

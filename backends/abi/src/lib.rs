@@ -139,10 +139,10 @@ pub struct RoundhouseHost {
     /// How many there are.
     pub setting_count: usize,
 
-    /// Since 1.1. Memory of a GPU, counted for the model that the thread's call is for: what is taken during `load` and
-    /// `instantiate` is the model's, loses its bytes' place while the model sleeps and has them back at the same address; what
-    /// is taken during `infer` is for the run, on the stream that is named. `device_id` is CUDA's number; `flags` is
-    /// [`MEMORY_SHARED`] or 0. Null where there is none: the server knows why, and answers so if the call then fails.
+    /// Since 1.1. Memory of a GPU, counted for the model that the thread's call is for. What is taken during `load` and
+    /// `instantiate` is the model's: while the model sleeps it lies in host memory, and is back at the same address before the
+    /// next call. What is taken during `infer` is for the run, on the stream that is named. `device_id` is CUDA's number;
+    /// `flags` is [`MEMORY_SHARED`] or 0. Null where there is none: the server knows why, and answers so if the call then fails.
     pub device_allocate:
         Option<unsafe extern "C" fn(bytes: usize, device_id: u32, stream: *mut c_void, flags: u32) -> *mut c_void>,
     /// Since 1.1. Frees what `device_allocate` gave, from any thread, while the work of its stream may still use it: it is

@@ -73,7 +73,7 @@ void give_back(void* at, size_t bytes, int device, CUstream_st*) {
 void rh::settle_workspaces(const c10::Stream& stream) {
     if (!server) return;
     thread_local std::unordered_set<void*> settled;
-    if (!settled.insert(stream.native_handle()).second) return;
+    if (settled.count(stream.native_handle())) return;
     static auto* const cublas = in_cuda<void*()>("libtorch_cuda.so", "_ZN2at4cuda24getCurrentCUDABlasHandleEv");
     static auto* const cublas_lt = in_cuda<void*()>("libtorch_cuda.so", "_ZN2at4cuda22getCUDABlasLtWorkspaceEv");
     struct Shared {
@@ -82,6 +82,8 @@ void rh::settle_workspaces(const c10::Stream& stream) {
     } const scope;
     if (cublas) cublas();
     if (cublas_lt) cublas_lt();
+    // Where there was no memory for them they are tried anew.
+    settled.insert(stream.native_handle());
 }
 
 // A stream of the server's, or one of torch's own where it has none.
